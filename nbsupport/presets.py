@@ -1,0 +1,251 @@
+"""Every setting of a run, with its source: one table a data set, and what each preset changes in it.
+
+Lengths are in [0, 1] units (RMS per pixel). Sources: [H] He, Li & Song 2018 and their release [H-code],
+[C] Cao & Gong 2017, [M] Madry et al. 2018; where none is named the value is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbsupport import checks
+
+PRESETS = ("smoke", "standard", "paper")
+DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run. Every field can be overridden by name (`-p NAME VALUE`)."""
+
+    dataset: str
+    preset: str
+    train_data: str  # a data set's name, folder:PATH or npz:PATH
+    test_data: str
+    root: str | None = None  # where torchvision's files are; None: $NBSUPPORT_DATA, else ./data
+    seed: int = 0
+    n: int = 100  # test images given to every attack, the first in stored order
+    train_n: int | None = None  # training images used, the first in stored order; None: all
+    validation_n: int = 200  # of these, kept aside for validation
+
+    # training [M]
+    model: str = "digits_cnn"  # a name of models.build, or package.module:function
+    epochs: int = 30  # normal training
+    pgd_schedule: str = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
+    fast_epochs: int = 20
+    pgd_epochs: int = 10
+    batch_size: int = 64
+    lr: float = 2e-3
+    augment: bool = False  # random crops and flips
+    eps: float = 0.15  # L-inf budget of training, FGSM and PGD
+    train_steps: int = 10
+    train_step_size: float = 0.0375
+
+    # attacks, method section 4
+    pgd_steps: int = 40
+    pgd_step_size: float = 0.01
+    pgd_restarts: int = 1
+    brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
+    brittle_steps: int = 200  # of ddn
+    confidence: float = 10.0  # OPTSTRONG's
+    strong_n: int = 50  # images given to OPTSTRONG, which is slow
+    search_steps: int = 4  # of every adam search
+    adam_steps: int = 1000
+    lr_adam: float = 0.05
+    initial_const: float = 1.0
+    view_eps: float = 0.15  # RMS of one view of OPTMARGIN
+    views: int = 20
+    ddn_steps: int = 200
+    adam_n: int = 30  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
+    authors_lr: float = 0.2
+    authors_const: float = 0.2
+    distance_scale: float = 255.0**2  # by which `authors` divides the squared distance
+
+    # region classification [C], [H]
+    radius: float = 0.15
+    samples: int = 100
+
+    # decision boundary [H]
+    directions: int = 64
+    negate: bool = True
+    magnitude_step: float = 0.01
+    magnitude_max: float = 0.99
+    boundary_n: int = 100  # images probed, of every set of examples
+
+    # detector [H-code]
+    detector_steps: int = 600
+    detector_pairs: int = 64
+    detector_train_share: float = 0.6
+    detector_shift: float = 0.0  # the detector sees (distance - shift) / scale
+    detector_scale: float = 1.0
+
+    @property
+    def magnitudes(self) -> list[float]:
+        """The grid of magnitudes along a direction."""
+        count = round(self.magnitude_max / self.magnitude_step)
+        return [self.magnitude_step * (i + 1) for i in range(count)]
+
+
+_DIGITS: dict[str, Any] = {}
+_MNIST: dict[str, Any] = {
+    "model": "mnist_cnn",
+    "epochs": 5,
+    "fast_epochs": 5,
+    "pgd_epochs": 2,
+    "validation_n": 1000,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "eps": 0.3,  # [M]
+    "train_steps": 40,
+    "train_step_size": 0.01,
+    "confidence": 40.0,  # [H]
+    "view_eps": 0.3,  # [H-code]
+    "radius": 0.3,  # [H]
+    "directions": 784,
+    "magnitude_max": 0.49,  # [H-code]
+}
+_CIFAR10: dict[str, Any] = {
+    "model": "resnet20",
+    "epochs": 30,
+    "fast_epochs": 20,
+    "pgd_epochs": 5,
+    "validation_n": 1000,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "augment": True,
+    "eps": 8 / 255,  # [M]
+    "train_steps": 7,
+    "train_step_size": 2 / 255,
+    "pgd_step_size": 2 / 255,
+    "confidence": 40.0,
+    "lr_adam": 0.01,
+    "view_eps": 8 / 255,  # [H-code]
+    "authors_lr": 0.01,  # [H-code]
+    "authors_const": 1.0,
+    "distance_scale": 1.0,
+    "radius": 0.02,  # [C]
+    "directions": 1000,  # [H]
+    "negate": False,
+    "magnitude_step": 2 / 255,
+    "magnitude_max": 126 / 255,
+    "detector_shift": 16 / 255,  # [H-code]: (255 d - 16) / 127.5
+    "detector_scale": 0.5,
+}
+
+_SMOKE: dict[str, Any] = {"n": 12, "strong_n": 4, "adam_n": 4, "search_steps": 2, "adam_steps": 50, "boundary_n": 12}
+_BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
+    ("digits", "smoke"): {**_SMOKE, "epochs": 4, "fast_epochs": 3, "pgd_epochs": 1, "detector_steps": 40},
+    ("digits", "standard"): {},
+    ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
+    ("mnist", "smoke"): {
+        **_SMOKE,
+        "train_n": 12000,
+        "epochs": 2,
+        "fast_epochs": 2,
+        "pgd_epochs": 1,
+        "train_steps": 10,
+        "train_step_size": 0.05,
+        "directions": 98,
+        "detector_steps": 100,
+    },
+    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "boundary_n": 50},
+    ("mnist", "paper"): {
+        "pgd_schedule": "pgd",
+        "epochs": 20,
+        "pgd_epochs": 80,
+        "n": 10000,
+        "strong_n": 1000,
+        "adam_n": 1000,
+        "boundary_n": 10000,
+        "detector_steps": 2000,
+        "detector_pairs": 128,
+        "detector_train_share": 0.8,
+    },
+    ("cifar10", "smoke"): {
+        **_SMOKE,
+        "train_n": 4000,
+        "epochs": 2,
+        "fast_epochs": 1,
+        "pgd_epochs": 1,
+        "validation_n": 100,
+        "directions": 100,
+        "detector_steps": 100,
+    },
+    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "boundary_n": 20},
+    ("cifar10", "paper"): {
+        "model": "wrn_34_10",
+        "pgd_schedule": "pgd",
+        "epochs": 200,
+        "pgd_epochs": 200,
+        "n": 200,
+        "strong_n": 200,
+        "adam_n": 200,
+        "boundary_n": 200,
+        "detector_steps": 4000,
+        "detector_pairs": 150,
+        "detector_train_share": 0.5,
+    },
+}
+
+
+def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of `preset` on `dataset` with `overrides` applied.
+
+    A `folder:` or `npz:` data set starts from CIFAR-10's settings; `folder` and `npz` paths and `root` become
+    absolute. Raises ValueError for an unknown data set, preset or parameter (with the close matches) and for a
+    value of the wrong type.
+    """
+    checks.choice(preset, PRESETS, name="preset")
+    own_data = dataset.startswith(("folder:", "npz:"))
+    if not own_data:
+        checks.choice(dataset, DATASETS, name="data set")
+    family = "cifar10" if own_data else dataset
+    table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
+    values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset], **(overrides or {})}
+    fields = {field.name: hint for field, hint in _fields()}
+    for name, value in values.items():
+        checks.choice(name, fields, name="parameter")
+        values[name] = _typed(name, value, fields[name])
+    for name in ("train_data", "test_data"):
+        values[name] = _absolute_source(values[name])
+    if values.get("root") is not None:
+        values["root"] = str(Path(values["root"]).expanduser().resolve())
+    return Settings(dataset=_absolute_source(dataset), preset=preset, **values)
+
+
+def _fields() -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(Settings)
+    return [(field, hints[field.name]) for field in dataclasses.fields(Settings) if field.name not in ("dataset", "preset")]
+
+
+def _absolute_source(source: str) -> str:
+    kind, separator, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve()}" if separator else source
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return `value`, which may be text from a command line, as the type `hint` of the field `name`."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None or (types.NoneType in allowed and value in ("none", "None", "null")):
+        if types.NoneType in allowed:
+            return None
+        raise ValueError(f"expected {name} as {hint.__name__}, got None")
+    kind = next(option for option in allowed if option is not types.NoneType)
+    try:
+        if kind is bool and not isinstance(value, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+        converted = kind(value)
+        if kind is int and float(value) != converted:
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"expected {name} as {kind.__name__}, got {value!r}") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError(f"expected {name} as a finite number, got {value!r}")
+    return converted
