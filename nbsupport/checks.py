@@ -1,19 +1,23 @@
-"""Arguments checked once, at the public edge: each message says what was expected, what came, and what to do."""
+"""Tensors checked once, at the public edge: each message says what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from nbsupport.arguments import choice, count, number
+
+__all__ = ["choice", "count", "images", "labels", "logits", "not_probabilities", "number"]
 
 
 def images(x: Tensor, *, name: str = "x") -> None:
     """Raise ValueError unless `x` is a non-empty float32 tensor (N, C, H, W) in [0, 1] without NaN."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"expected {name} as a torch.Tensor, got {type(x).__name__}; convert with torch.as_tensor(...)")
+        raise ValueError(
+            f"expected {name} as a torch.Tensor, got {type(x).__name__}; convert with torch.as_tensor(...)"
+        )
     if x.dtype != torch.float32:
         raise ValueError(
             f"expected {name} as float32 in [0, 1], got {x.dtype}; "
@@ -50,7 +54,9 @@ def logits(z: Tensor, *, count: int) -> None:
     """Raise ValueError unless `z` is a finite floating tensor (count, L) with L >= 2."""
     if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != count or z.shape[1] < 2:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(f"expected logits of shape ({count}, classes) from the model, got {got}; return model(x) -> (N, L)")
+        raise ValueError(
+            f"expected logits of shape ({count}, classes) from the model, got {got}; return model(x) -> (N, L)"
+        )
     if not bool(torch.isfinite(z).all()):
         raise ValueError(
             f"expected finite logits from the model, got {int((~torch.isfinite(z)).sum())} NaN or infinite values; "
@@ -68,26 +74,3 @@ def not_probabilities(z: Tensor) -> None:
     spread = ((z > 0.001) & (z < 0.999)).any(1)
     if bool((inside & sums & spread).all()):
         raise ValueError("expected logits, got rows that are probabilities; return the layer before the softmax")
-
-
-def number(value: float, *, name: str, low: float = 0.0, open_low: bool = False, high: float = math.inf) -> None:
-    """Raise ValueError unless `value` is finite and in [low, high] (above `low` with `open_low`)."""
-    inside = math.isfinite(value) and (value > low if open_low else value >= low) and value <= high
-    if not inside:
-        bound = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
-        raise ValueError(f"expected {name} {bound}, got {value!r}")
-
-
-def count(value: int, *, name: str, low: int = 1) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"expected {name} as a whole number of at least {low}, got {value!r}")
-
-
-def choice(value: str, allowed: Iterable[str], *, name: str) -> None:
-    """Raise ValueError, with the closest match, unless `value` is one of `allowed`."""
-    options = list(allowed)
-    if value not in options:
-        close = difflib.get_close_matches(str(value), options, n=2, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}{hint}")

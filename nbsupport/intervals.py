@@ -24,7 +24,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Rate:
     if n == 0:
         return Rate(np.nan, np.nan, np.nan, 0)
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Rate(successes / n, float(interval.low), float(interval.high), n)
+    return Rate(float(successes / n), float(interval.low), float(interval.high), int(n))
 
 
 def difference_of_rates(a: Rate, b: Rate) -> Rate:
@@ -35,27 +35,69 @@ def difference_of_rates(a: Rate, b: Rate) -> Rate:
     return Rate(value, float(low), float(high), min(a.n, b.n))
 
 
-def mean(values: ArrayLike, *, confidence: float = 0.95) -> Rate:
-    """Return the mean of `values` (n,) with Student's t interval; the interval is infinite for n < 2."""
+def paired_difference_of_rates(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Rate:
+    """Return `mean(a) - mean(b)` of two yes/no answers (n,), (n,) bool on the same n cases, with a score interval.
+
+    Newcombe's hybrid of two Wilson intervals, corrected for the correlation of the pairs. Unlike the t interval of
+    the differences it keeps its width where all pairs agree: n equal answers leave room for about 4 / n of unequal
+    ones. Raises ValueError where the lengths differ.
+
+    References
+    ----------
+    Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data",
+    Statistics in Medicine 17, 1998, method 10.
+    """
+    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if first.shape != second.shape:
+        raise ValueError(f"expected pairs, got {first.shape} and {second.shape}; take the cases that both have")
+    n = first.size
+    rate_a, rate_b = (wilson(int(answers.sum()), n, confidence=confidence) for answers in (first, second))
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_a, only_b = int((first & ~second).sum()), int((~first & second).sum())
+    covariance = both * neither - only_a * only_b
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)
+    scale = np.sqrt(float((both + only_a) * (only_b + neither)) * ((both + only_b) * (only_a + neither)))
+    phi = covariance / scale if scale > 0 else 0.0
+
+    def distance(above: float, below: float) -> float:
+        return float(np.sqrt(max(above**2 - 2 * phi * above * below + below**2, 0)))
+
+    value = rate_a.value - rate_b.value
+    low = value - distance(rate_a.value - rate_a.low, rate_b.high - rate_b.value)
+    high = value + distance(rate_a.high - rate_a.value, rate_b.value - rate_b.low)
+    return Rate(value, low, high, n)
+
+
+def mean(values: ArrayLike, *, confidence: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Rate:
+    """Return the mean of `values` (n,) with Student's t interval; NaN for n = 0 and for values that are not finite.
+
+    A constant sample (n = 1 among them) says nothing about the spread, and its t interval would be a point. There
+    the interval allows for the share of other values that n equal ones leave room for (Wilson's bound), each at
+    the worst end of `bounds`, the range of a value; without bounds it is infinite.
+    """
     sample = np.asarray(values, dtype=float)
     n = sample.size
-    if n == 0:
-        return Rate(np.nan, np.nan, np.nan, 0)
-    if n == 1:
-        return Rate(float(sample[0]), -np.inf, np.inf, 1)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * sample.std(ddof=1) / np.sqrt(n)
-    return Rate(float(sample.mean()), float(sample.mean() - half), float(sample.mean() + half), n)
+    if n == 0 or not np.isfinite(sample).all():
+        return Rate(np.nan, np.nan, np.nan, n)
+    center = float(sample.mean())
+    if np.ptp(sample) <= 1e-12 * np.abs(sample).max():
+        others = wilson(0, n, confidence=confidence).high
+        return Rate(center, center - others * (center - bounds[0]), center + others * (bounds[1] - center), n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * sample.std(ddof=1) / np.sqrt(n))
+    return Rate(center, center - half, center + half, n)
 
 
 def roc_auc(benign: ArrayLike, adversarial: ArrayLike, *, confidence: float = 0.95) -> Rate:
     """Return the area under the ROC curve of two samples of scores, higher meaning adversarial.
 
     The interval is Newcombe's score interval (Statistics in Medicine 25, 2006, method 5): it keeps its width
-    when the two samples separate completely, where bootstrap and DeLong intervals collapse to a point.
+    when the two samples separate completely, where bootstrap and DeLong intervals collapse to a point. It takes
+    all scores for independent. NaN where a sample is empty or holds NaN.
     """
     negative, positive = np.asarray(benign, dtype=float), np.asarray(adversarial, dtype=float)
     m, n = negative.size, positive.size
-    if m == 0 or n == 0:
+    if m == 0 or n == 0 or np.isnan(negative).any() or np.isnan(positive).any():
         return Rate(np.nan, np.nan, np.nan, m + n)
     area = float(stats.mannwhitneyu(positive, negative, method="asymptotic").statistic) / (m * n)
     z = stats.norm.ppf((1 + confidence) / 2)
@@ -66,6 +108,7 @@ def roc_auc(benign: ArrayLike, adversarial: ArrayLike, *, confidence: float = 0.
         return float(abs(area - candidate) - z * np.sqrt(candidate * (1 - candidate) * spread / (m * n)))
 
     # At the area itself the excess is negative, but exactly 0 where the area is 0 or 1: step inside.
-    low = 0.0 if area == 0 else optimize.brentq(excess, 1e-12, area - 1e-9)
-    high = 1.0 if area == 1 else optimize.brentq(excess, area + 1e-9, 1 - 1e-12)
+    inside = min(max(area, 1e-9), 1 - 1e-9)
+    low = 0.0 if area == 0 else optimize.brentq(excess, 0.0, inside)
+    high = 1.0 if area == 1 else optimize.brentq(excess, inside, 1.0)
     return Rate(area, float(low), float(high), m + n)

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nbsupport import checks
+
 State = dict[str, Tensor]  # one row of every tensor for each occupied slot
 
 
@@ -36,8 +38,12 @@ def drain(jobs: Jobs, count: int, *, slots: int, every: int, device: torch.devic
 
     The device stays full until no job waits, memory depends on `slots` alone, and the host waits for the device
     once in `every` steps. A job always starts right after a check, so the number of steps spent on it does not
-    depend on its neighbours.
+    depend on its neighbours. No job, no step. Raises ValueError where `slots` or `every` is below 1.
     """
+    checks.count(slots, name="slots")
+    checks.count(every, name="every")
+    if count == 0:
+        return
     started = min(slots, count)
     state = jobs.start(torch.arange(started, device=device))
     while True:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbsupport import checks
+from nbsupport import arguments
 
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
@@ -88,8 +88,10 @@ class Settings:
 
     @property
     def magnitudes(self) -> list[float]:
-        """The grid of magnitudes along a direction."""
-        count = round(self.magnitude_max / self.magnitude_step)
+        """The grid of magnitudes along a direction: the multiples of `magnitude_step` up to `magnitude_max`."""
+        arguments.number(self.magnitude_step, name="magnitude_step", open_low=True)
+        arguments.number(self.magnitude_max, name="magnitude_max", low=self.magnitude_step)
+        count = math.floor(self.magnitude_max / self.magnitude_step * (1 + 1e-9))  # .49 / .01 is a little below 49
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
 
@@ -202,16 +204,16 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     absolute. Raises ValueError for an unknown data set, preset or parameter (with the close matches) and for a
     value of the wrong type.
     """
-    checks.choice(preset, PRESETS, name="preset")
+    arguments.choice(preset, PRESETS, name="preset")
     own_data = dataset.startswith(("folder:", "npz:"))
     if not own_data:
-        checks.choice(dataset, DATASETS, name="data set")
+        arguments.choice(dataset, DATASETS, name="data set")
     family = "cifar10" if own_data else dataset
     table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
     values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset], **(overrides or {})}
     fields = {field.name: hint for field, hint in _fields()}
     for name, value in values.items():
-        checks.choice(name, fields, name="parameter")
+        arguments.choice(name, fields, name="parameter")
         values[name] = _typed(name, value, fields[name])
     for name in ("train_data", "test_data"):
         values[name] = _absolute_source(values[name])
@@ -222,7 +224,9 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
 
 def _fields() -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = typing.get_type_hints(Settings)
-    return [(field, hints[field.name]) for field in dataclasses.fields(Settings) if field.name not in ("dataset", "preset")]
+    return [
+        (field, hints[field.name]) for field in dataclasses.fields(Settings) if field.name not in ("dataset", "preset")
+    ]
 
 
 def _absolute_source(source: str) -> str:
@@ -239,12 +243,14 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"expected {name} as {hint.__name__}, got None")
     kind = next(option for option in allowed if option is not types.NoneType)
     try:
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError
         if kind is bool and not isinstance(value, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
         converted = kind(value)
         if kind is int and float(value) != converted:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise ValueError(f"expected {name} as {kind.__name__}, got {value!r}") from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise ValueError(f"expected {name} as a finite number, got {value!r}")

@@ -1,0 +1,125 @@
+"""Devices, random streams, frozen models and batch sizes."""
+
+import pytest
+import torch
+from torch import nn
+
+from nbsupport import runtime
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def small_model():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(2, 2))
+
+
+class Stateless(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :2]
+
+
+class OnlyBuffer(Stateless):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, device="meta"))
+
+
+def test_best_device_is_cuda_where_there_is_one(monkeypatch):
+    for available, expected in ((True, CUDA), (False, CPU)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
+        assert runtime.best_device() == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "x_device", "expected"),
+    [
+        (nn.Linear(1, 1, device="meta"), "cpu", "meta"),
+        (OnlyBuffer(), "cpu", "meta"),
+        (Stateless(), "cpu", "cpu"),
+        (Stateless(), "meta", "meta"),
+    ],
+)
+def test_device_of_is_the_models_or_else_the_images(model, x_device, expected):
+    assert runtime.device_of(model, torch.zeros(1, device=x_device)).type == expected
+
+
+def draws(*key):
+    return torch.randint(2**62, (4,), generator=runtime.seeded(*key)).tolist()
+
+
+def test_streams_repeat():
+    assert draws(0, "attacks", "FGSM") == draws(0, "attacks", "FGSM")
+    # The values themselves: a stored run must be repeatable by a later version.
+    assert runtime.seeded(0, "attacks").initial_seed() == 19993779485932866
+
+
+def test_streams_differ():
+    keys = [(0,), (1,), (0, "a"), (0, "b"), (1, "a"), (0, "a", "b"), (0, "ab"), (0, "a", ""), (0, ("a", "b")), (0, 1)]
+    assert len({tuple(draws(*key)) for key in keys}) == len(keys)
+
+
+def test_a_stream_leaves_the_global_one_alone():
+    before = torch.get_rng_state()
+    draws(0, "attacks")
+    assert torch.get_rng_state().equal(before)
+
+
+def state(model):
+    return [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_frozen_restores_every_module_and_parameter(failing):
+    model = small_model().train()
+    model[1].eval()  # as in fine-tuning: one layer in another mode
+    model[0].bias.requires_grad_(False)
+    before = state(model)
+    try:
+        with runtime.frozen(model) as same:
+            assert same is model
+            assert not any(flag for flags in state(model) for flag in flags)
+            with runtime.frozen(model):  # nested, as when an attack calls another
+                pass
+            assert not any(flag for flags in state(model) for flag in flags)
+            if failing:
+                raise RuntimeError("inside")
+    except RuntimeError:
+        assert failing
+    assert state(model) == before
+
+
+def test_frozen_gives_gradients_for_images_only():
+    model = small_model()
+    x = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with runtime.frozen(model):
+        model(x).sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("in_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224), (1, 1, 1)])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_batches_are_powers_of_two_within_bounds(in_shape, device):
+    rows = runtime.rows_per_batch(Stateless(), in_shape, device)
+    assert rows & (rows - 1) == 0
+    assert 16 <= rows <= (512 if device is CPU else 16384)
+    assert rows <= runtime.rows_per_batch(Stateless(), (1, 8, 8), device) or in_shape == (1, 1, 1)
+
+
+def test_a_batch_of_mnist_is_what_was_measured():
+    assert runtime.rows_per_batch(Stateless(), (1, 28, 28), CPU) == 128
+    assert runtime.rows_per_batch(Stateless(), (1, 28, 28), CUDA) == 8192
+
+
+def test_a_model_may_state_its_batch():
+    model = Stateless()
+    model.batch_rows = {"cuda": 5}
+    assert runtime.rows_per_batch(model, (1, 28, 28), CUDA) == 5
+    assert runtime.rows_per_batch(model, (1, 28, 28), CPU) == 128
+
+
+def test_channels_last_changes_the_memory_and_not_the_values():
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    y = runtime.channels_last(x)
+    assert y.equal(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
