@@ -1,0 +1,139 @@
+"""DDN: a minimum-norm attack that decouples direction and norm, for one view or many."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks
+from nbsupport.attacks.engine import Problem, Search, across
+from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.result import Attack
+from nbsupport.pool import State
+from nbsupport.runtime import Precision, frozen
+
+
+def ddn_l2(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    init_norm: float = 1.0,
+    gamma: float = 0.05,
+    targets: Tensor | None = None,
+    precision: Precision = "float32",
+) -> Attack:
+    """Return the least L2 adversarial images found by stepping along the gradient and rescaling to a moving norm.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits.
+    x : (N, C, H, W) float32 in [0, 1]
+    y : (N,) int64
+        True labels.
+    steps : int
+        Iterations.
+    init_norm : float
+        First L2 norm of the perturbation, in [0, 1] units.
+    gamma : float
+        First relative change of the norm in a step; it shrinks towards the end (see `NormSearch`).
+    targets : (N,) int64, optional
+        Classes to reach.
+    precision : {"float32", "mixed"}
+        "mixed" takes gradients in bfloat16; success is decided in float32.
+
+    Returns
+    -------
+    Attack
+        A failed image is returned unchanged.
+
+    Raises
+    ------
+    ValueError
+        For images, labels, logits or settings out of their range or shape.
+
+    References
+    ----------
+    Rony et al., "Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses",
+    CVPR 2019, arXiv:1811.09600.
+    """
+    with frozen(model):
+        problem = Problem.of(model, x, y, targets)
+        objective = Objective(model, problem.targeted, precision=precision)
+        search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
+        search.run(slots=problem.rows())
+        return search.result(objective)
+
+
+class NormSearch(Search):
+    """Shrink the norm while every view is across the boundary, grow it while one is not.
+
+    The direction is the gradient of a soft maximum of the views' gaps, so that it comes mostly from the views that
+    are furthest from flipping; of these only `_WORST` take part. Step size and norm change decay along a cosine:
+    early they find the way, late they settle the norm.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        objective: Objective,
+        *,
+        steps: int,
+        confidence: float = 0.0,
+        init_norm: float = 1.0,
+        gamma: float = 0.05,
+    ) -> None:
+        checks.count(steps, name="steps")
+        checks.number(confidence, name="confidence")
+        checks.number(init_norm, name="init_norm", open_low=True)
+        checks.number(gamma, name="gamma", open_low=True, high=1 - 1e-6)
+        super().__init__(problem)
+        self.objective, self.steps, self.confidence = objective, steps, confidence
+        self.init_norm, self.gamma = init_norm, gamma
+        self.worst = min(_WORST, objective.count)
+
+    def begin(self, state: State) -> None:
+        per_image = torch.zeros_like(state["x"][:, 0, 0, 0])
+        state["delta"] = torch.zeros_like(state["x"])
+        state["norm"] = torch.full_like(per_image, self.init_norm)
+        state["best_l2"] = torch.full_like(per_image, torch.inf)
+        state["iteration"] = torch.zeros_like(state["index"])
+
+    def step(self, state: State) -> None:
+        delta = state["delta"]
+        x_adv = state["x"] + delta
+        gap, pull, forwards, backwards = self.objective.descend(x_adv, state["label"], _soft_maximum, worst=self.worst)
+        state["forwards"] += forwards
+        state["backwards"] += backwards
+
+        l2 = delta.flatten(1).norm(dim=1)
+        flipped = across(gap, self.confidence).all(1)
+        better = flipped & (l2 < state["best_l2"]) & ~state["done"]
+        state["best_l2"] = torch.where(better, l2, state["best_l2"])
+        state["best"] = torch.where(better[:, None, None, None], x_adv, state["best"])
+
+        decay = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
+        stride = _FIRST_STRIDE * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
+        change = self.gamma * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
+        unit = pull / pull.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+        delta = delta - stride[:, None, None, None] * unit
+        state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
+        delta = delta * (state["norm"] / delta.flatten(1).norm(dim=1).clamp(min=1e-12))[:, None, None, None]
+        state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
+        state["iteration"] += 1
+        state["done"] = state["iteration"] >= self.steps
+
+
+_WORST = 5
+_TEMPERATURE = 0.2
+_FIRST_STRIDE = 1.0
+_LAST_SHARE = 0.01
+
+
+def _soft_maximum(gap: Tensor) -> Tensor:
+    """Return the slopes (N, K) of the soft maximum of gaps (N, K)."""
+    return (gap / _TEMPERATURE).softmax(1)

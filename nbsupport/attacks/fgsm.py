@@ -1,0 +1,69 @@
+"""FGSM: one step along the sign of the gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks
+from nbsupport.attacks.engine import Problem, Search
+from nbsupport.attacks.objective import Objective, cross_entropy_gradient
+from nbsupport.attacks.result import Attack
+from nbsupport.pool import State
+from nbsupport.runtime import frozen
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targets: Tensor | None = None) -> Attack:
+    """Return `x + eps sign(gradient of the cross-entropy)`, clipped to [0, 1].
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits.
+    x : (N, C, H, W) float32 in [0, 1]
+    y : (N,) int64
+        True labels.
+    eps : float
+        L-inf size of the step, in [0, 1] units.
+    targets : (N,) int64, optional
+        Classes to reach; the step then lowers the target's cross-entropy.
+
+    Returns
+    -------
+    Attack
+
+    Raises
+    ------
+    ValueError
+        For images, labels or logits out of their range or shape.
+
+    References
+    ----------
+    Goodfellow, Shlens & Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572.
+    """
+    checks.number(eps, name="eps")
+    with frozen(model):
+        problem = Problem.of(model, x, y, targets)
+        search = _SignStep(problem, eps)
+        search.run(slots=problem.rows())
+        return search.result(Objective(model, problem.targeted), keep_failures=True)
+
+
+class _SignStep(Search):
+    every = 1
+
+    def __init__(self, problem: Problem, eps: float) -> None:
+        super().__init__(problem)
+        self.eps = eps
+
+    def begin(self, state: State) -> None:
+        pass
+
+    def step(self, state: State) -> None:
+        _, gradient = cross_entropy_gradient(
+            self.problem.model, state["x"], state["label"], targeted=self.problem.targeted
+        )
+        state["best"] = (state["x"] + self.eps * gradient.sign()).clamp(0, 1)
+        state["forwards"] += 1
+        state["backwards"] += 1
+        state["done"] = torch.ones_like(state["done"])

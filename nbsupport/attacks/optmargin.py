@@ -1,0 +1,129 @@
+"""OPTMARGIN: the least perturbation that flips the image and random views around it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks
+from nbsupport.attacks.carlini_wagner import PenaltySearch
+from nbsupport.attacks.ddn import NormSearch
+from nbsupport.attacks.engine import Problem, Search
+from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.result import Attack
+from nbsupport.boundary import directions
+from nbsupport.runtime import Precision, frozen
+
+
+def optmargin(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    views: int = 20,
+    confidence: float = 0.0,
+    solver: Literal["adam", "ddn"] | None = None,
+    variant: Literal["equations", "authors"] = "equations",
+    distance_scale: float | None = None,
+    search_steps: int = 4,
+    steps: int | None = None,
+    lr: float | None = None,
+    initial_const: float | None = None,
+    targets: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    precision: Precision = "float32",
+) -> Attack:
+    """Return the least L2 images whose `views` surrogates f(x' + v_i) are all misclassified.
+
+    The v_i are mutually orthogonal random vectors of RMS `eps`, and zero; all images share them, for the whole attack.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits.
+    x : (N, C, H, W) float32 in [0, 1]
+    y : (N,) int64
+        True labels.
+    eps : float
+        RMS of one view (not a budget), in [0, 1] units.
+    views : int
+        Number of surrogates, the zero view included; at most D + 1.
+    confidence : float
+        Margin, in logits, that every view must reach.
+    solver : {"adam", "ddn"}, optional
+        "adam": the published penalty search; "ddn": minimum norm. None: "adam" for `authors`, else "ddn".
+    variant : {"equations", "authors"}
+        "equations": views clipped to [0, 1], squared L2 as it is. "authors", as the release computes it: views not
+        clipped, squared L2 divided by `distance_scale`; only for "adam".
+    distance_scale : float, optional
+        None: 1 for `equations`, 255^2 for `authors`.
+    search_steps, steps : int
+        `adam`: constants tried and iterations with each (None: 1000). `ddn`: `steps` iterations (None: 200).
+    lr, initial_const : float, optional
+        Of `adam`; None: .05 and 1 (`authors`: .2 and .2, the release's for MNIST).
+    targets : (N,) int64, optional
+        Classes to reach.
+    generator : torch.Generator, optional
+        A CPU generator, from which the views are drawn; None: torch's global one.
+    precision : {"float32", "mixed"}
+        "mixed" takes gradients in bfloat16; success is decided in float32.
+
+    Returns
+    -------
+    Attack
+        A failed image is returned unchanged; an iteration counts one pass for every view.
+
+    Raises
+    ------
+    ValueError
+        For images, labels, logits or settings out of their range or shape, and for "ddn" with `authors`.
+
+    References
+    ----------
+    He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
+    """
+    checks.number(eps, name="eps")
+    checks.choice(variant, ("equations", "authors"), name="variant")
+    authors = variant == "authors"
+    solver = solver or ("adam" if authors else "ddn")
+    checks.choice(solver, ("adam", "ddn"), name="solver")
+    if solver == "ddn" and authors:
+        raise ValueError("expected solver 'adam' for the variant 'authors', got 'ddn'; 'ddn' has no distance to scale")
+    with frozen(model):
+        problem = Problem.of(model, x, y, targets)
+        surrogates = draw_views(tuple(x.shape[1:]), eps=eps, views=views, generator=generator).to(problem.x.device)
+        objective = Objective(model, problem.targeted, surrogates, clip=not authors, precision=precision)
+        search: Search
+        if solver == "ddn":
+            search = NormSearch(problem, objective, steps=200 if steps is None else steps, confidence=confidence)
+        else:
+            search = PenaltySearch(
+                problem,
+                objective,
+                confidence=confidence,
+                search_steps=search_steps,
+                steps=1000 if steps is None else steps,
+                lr=lr if lr is not None else (0.2 if authors else 0.05),
+                initial_const=initial_const if initial_const is not None else (0.2 if authors else 1.0),
+                distance_scale=distance_scale if distance_scale is not None else (255.0**2 if authors else 1.0),
+            )
+        search.run(slots=problem.rows(views))
+        return search.result(objective, confidence=confidence)
+
+
+def draw_views(
+    in_shape: tuple[int, ...], *, eps: float, views: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the surrogates' offsets (views, C, H, W): orthogonal, each of RMS `eps`, and the zero view last."""
+    checks.count(views, name="views")
+    zero = torch.zeros(1, *in_shape)
+    dim = zero.numel()
+    if views - 1 > dim:
+        raise ValueError(f"expected at most {dim + 1} views of images with {dim} values, got {views}; lower views")
+    if views == 1:
+        return zero
+    offsets = eps * directions(dim, views - 1, negate=False, generator=generator)
+    return torch.cat((offsets.unflatten(1, in_shape), zero))

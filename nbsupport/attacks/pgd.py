@@ -1,0 +1,110 @@
+"""PGD: projected gradient ascent in the L-inf ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks
+from nbsupport.attacks.engine import Problem, Search, across
+from nbsupport.attacks.objective import Objective, cross_entropy_gradient, gaps
+from nbsupport.attacks.result import Attack
+from nbsupport.pool import State
+from nbsupport.runtime import frozen
+
+
+def pgd_linf(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    restarts: int = 1,
+    random_start: bool = True,
+    targets: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Attack:
+    """Return images within `eps` of `x` in L-inf, found by projected ascent of the cross-entropy.
+
+    All steps are taken also where an earlier one succeeded, as published: the examples lie inside the other class,
+    not on its boundary. Of the iterates of all restarts the one of least margin is returned; an image that succeeded
+    leaves before the next restart.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images in [0, 1] to logits.
+    x : (N, C, H, W) float32 in [0, 1]
+    y : (N,) int64
+        True labels.
+    eps, step_size : float
+        Radius of the ball and size of a step, in [0, 1] units.
+    steps : int
+        Steps of one restart.
+    restarts : int
+        Starts tried for an image at most.
+    random_start : bool
+        Start uniformly within the ball; the offset is drawn once a restart and shared by all images.
+    targets : (N,) int64, optional
+        Classes to reach.
+    generator : torch.Generator, optional
+        A CPU generator; None: torch's global one.
+
+    Returns
+    -------
+    Attack
+
+    Raises
+    ------
+    ValueError
+        For images, labels, logits or settings out of their range or shape.
+
+    References
+    ----------
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
+    """
+    checks.number(eps, name="eps")
+    checks.number(step_size, name="step_size")
+    checks.count(steps, name="steps")
+    checks.count(restarts, name="restarts")
+    with frozen(model):
+        problem = Problem.of(model, x, y, targets)
+        shape = (restarts, *x.shape[1:])
+        offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
+        search = _ProjectedAscent(problem, offsets.to(problem.x.device), eps, steps, step_size)
+        search.run(slots=problem.rows())
+        return search.result(Objective(model, problem.targeted), keep_failures=True)
+
+
+class _ProjectedAscent(Search):
+    every = 1  # a step of the pool is a whole restart, so all its images are in the same phase
+
+    def __init__(self, problem: Problem, offsets: Tensor, eps: float, steps: int, step_size: float) -> None:
+        super().__init__(problem)
+        self.offsets, self.eps, self.steps, self.step_size = offsets, eps, steps, step_size
+
+    def begin(self, state: State) -> None:
+        state["restart"] = torch.zeros_like(state["index"])
+        state["best_gap"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
+
+    def step(self, state: State) -> None:
+        model, targeted, label = self.problem.model, self.problem.targeted, state["label"]
+        low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
+        x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
+        for _ in range(self.steps):
+            logits, gradient = cross_entropy_gradient(model, x, label, targeted=targeted)
+            self._keep_best(state, x, gaps(logits, label, targeted=targeted))
+            x = (x + self.step_size * gradient.sign()).clamp(low, high)
+        self._keep_best(state, x, Objective(model, targeted).gaps(x, label).squeeze(1))
+        state["forwards"] += self.steps + 1
+        state["backwards"] += self.steps
+        state["restart"] += 1
+        state["done"] = across(state["best_gap"], 0.0) | (state["restart"] == len(self.offsets))
+
+    @staticmethod
+    def _keep_best(state: State, x: Tensor, gap: Tensor) -> None:
+        better = gap < state["best_gap"]
+        state["best_gap"] = torch.where(better, gap, state["best_gap"])
+        state["best"] = torch.where(better[:, None, None, None], x, state["best"])
