@@ -114,6 +114,7 @@ class PenaltySearch(Search):
         self.initial_const, self.distance_scale = initial_const, distance_scale
 
     def begin(self, state: State) -> None:
+        """Set the first constant; w and Adam's moments are set by the first step."""
         per_image = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["const"] = torch.full_like(per_image, self.initial_const)
         state["low"] = per_image.clone()
@@ -126,6 +127,7 @@ class PenaltySearch(Search):
         state |= {name: torch.zeros_like(state["x"]) for name in ("w", "first", "second")}
 
     def step(self, state: State) -> None:
+        """Evaluate, keep the best, take one step of Adam, and move on to the next constant where due."""
         self._enter_trial(state)
         x = state["x"]
         x_adv = (state["w"].tanh() + 1) / 2
@@ -173,7 +175,7 @@ class PenaltySearch(Search):
         state["w"] -= self.lr * first / (second.sqrt() + 1e-8)
 
     def _leave_trial(self, state: State, loss: Tensor) -> None:
-        """Close the trial of the images out of iterations, or whose loss has stalled, and choose their next constant."""
+        """Give the images whose loss has stalled, or that are out of iterations, their next constant."""
         look = state["iteration"] % max(1, self.steps // 10) == 0
         stalled = look & (loss > 0.9999 * state["last_loss"])
         state["last_loss"] = torch.where(look, loss, state["last_loss"])

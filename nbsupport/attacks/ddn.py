@@ -97,6 +97,7 @@ class NormSearch(Search):
         self.worst = min(_WORST, objective.count)
 
     def begin(self, state: State) -> None:
+        """Start at the image itself."""
         per_image = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["delta"] = torch.zeros_like(state["x"])
         state["norm"] = torch.full_like(per_image, self.init_norm)
@@ -104,6 +105,7 @@ class NormSearch(Search):
         state["iteration"] = torch.zeros_like(state["index"])
 
     def step(self, state: State) -> None:
+        """Evaluate, keep the best, step along the direction, then rescale to the new norm."""
         delta = state["delta"]
         x_adv = state["x"] + delta
         gap, pull, forwards, backwards = self.objective.descend(x_adv, state["label"], _soft_maximum, worst=self.worst)

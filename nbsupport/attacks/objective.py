@@ -48,13 +48,15 @@ class Objective:
     def logits(self, moved: Tensor) -> Tensor:
         """Return the logits (R, L) of views (R, C, H, W), which are clipped here so that a graph sees the clipping."""
         clipped = moved.clamp(0, 1) if self.clip and self.views is not None else moved
-        return self.model(channels_last(clipped)).float()
+        logits: Tensor = self.model(channels_last(clipped))
+        return logits.float()
 
     def gaps(self, x: Tensor, label: Tensor) -> Tensor:
         """Return the gaps (N, V) of `x` without a graph, exactly as the model's logits give them."""
         with torch.no_grad():
             logits = self.logits(self.moved(x).flatten(0, 1))
-        return gaps(logits, label.repeat_interleave(self.count), targeted=self.targeted).unflatten(0, (-1, self.count))
+        gap = gaps(logits, label.repeat_interleave(self.count), targeted=self.targeted)
+        return gap.view(-1, self.count)
 
     def descend(
         self, x: Tensor, label: Tensor, weigh: Callable[[Tensor], Tensor], *, worst: int
@@ -70,7 +72,7 @@ class Objective:
             return *self._gradient(moved, label, weigh), self.count, self.count
         with torch.no_grad():
             logits = self.logits(moved.flatten(0, 1))
-        gap = self._cautious(logits, label.repeat_interleave(self.count)).unflatten(0, (-1, self.count))
+        gap = self._cautious(logits, label.repeat_interleave(self.count)).view(-1, self.count)
         rows = torch.arange(len(x), device=x.device)[:, None]
         _, gradient = self._gradient(moved[rows, gap.topk(worst, dim=1).indices], label, weigh)
         return gap, gradient, self.count + worst, worst
@@ -80,9 +82,9 @@ class Objective:
         batch = moved.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad(), reduced_precision(self.precision, batch.device):
             gap = self._cautious(self.logits(batch), label.repeat_interleave(views))
-        weights = weigh(gap.detach().unflatten(0, (n, views)))
+        weights = weigh(gap.detach().view(n, views))
         (gradient,) = torch.autograd.grad(gap, batch, weights.flatten())
-        return gap.detach().unflatten(0, (n, views)), gradient.unflatten(0, (n, views)).sum(1)
+        return gap.detach().view(n, views), gradient.reshape(n, views, *gradient.shape[1:]).sum(1)
 
     def _cautious(self, logits: Tensor, label: Tensor) -> Tensor:
         return gaps(logits, label, targeted=self.targeted) + _ROUNDING * logits.detach().abs().amax(1)

@@ -126,4 +126,4 @@ def draw_views(
     if views == 1:
         return zero
     offsets = eps * directions(dim, views - 1, negate=False, generator=generator)
-    return torch.cat((offsets.unflatten(1, in_shape), zero))
+    return torch.cat((offsets.view(-1, *in_shape), zero))
