@@ -1,0 +1,63 @@
+"""Fixtures that the tests of several modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbsupport import data
+from nbsupport.data import ImageSet
+
+MNIST_FILES = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder that NBSUPPORT_DATA names; skips where there is none."""
+    named = os.environ.get("NBSUPPORT_DATA")
+    if not named:
+        pytest.skip("NBSUPPORT_DATA is not set: no data sets to read")
+    if not Path(named).is_dir():
+        pytest.skip(f"NBSUPPORT_DATA names {named}, which is no folder")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def mnist_root(data_folder: Path) -> Path:
+    """The `root` of MNIST; skips where a file of it is absent."""
+    for stem in MNIST_FILES:
+        if not list((data_folder / "MNIST" / "raw").glob(f"{stem}-idx?-ubyte")):
+            pytest.skip(f"NBSUPPORT_DATA names {data_folder}, which lacks MNIST/raw/{stem}-*-ubyte")
+    return data_folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_npz(data_folder: Path) -> Path:
+    """An npz file of original CIFAR-10 images; skips where it is absent."""
+    path = data_folder / "cifar10_lossless.npz"
+    if not path.is_file():
+        pytest.skip(f"NBSUPPORT_DATA names {data_folder}, which lacks {path.name}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageSet:
+    """The test part of `digits`, 500 images of 1x8x8."""
+    return data.load("digits", train=False)
+
+
+@pytest.fixture(scope="session")
+def digits_train() -> ImageSet:
+    """The training part of `digits`, 1297 images of 1x8x8."""
+    return data.load("digits", train=True)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """The CUDA device; skips where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
