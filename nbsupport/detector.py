@@ -1,0 +1,250 @@
+"""The classifier of boundary information: it tells adversarial from benign images by their rays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nbsupport import boundary, checks, intervals
+from nbsupport.boundary import Profile
+from nbsupport.detector_net import FEWEST_RAYS, PURITIES, BoundaryNet, exact, initialised, orders, train
+from nbsupport.intervals import Rate as Rate  # part of this module's interface
+
+_ROWS = 1024  # profiles scored at once
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How a detector errs: benign profiles called adversarial, adversarial ones missed, area under the ROC curve.
+
+    `false_positive_rate.n` is the number of benign profiles, `false_negative_rate.n` of adversarial ones, and
+    `auc.n` of both together.
+    """
+
+    false_positive_rate: Rate
+    false_negative_rate: Rate
+    auc: Rate
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A trained detector with everything that its input depends on.
+
+    Attributes
+    ----------
+    network
+        The trained network, its parameters constant.
+    num_classes, rays
+        The classes of the classifier and the rays K of a profile, as in training.
+    unreached
+        The distance that stands for a ray without a boundary, [0, 1] units (RMS).
+    shift, scale
+        The network sees (distance - shift) / scale.
+    history
+        The training loss at every step, (steps,) float32.
+    """
+
+    network: BoundaryNet
+    num_classes: int
+    rays: int
+    unreached: float
+    shift: float
+    scale: float
+    history: Tensor
+
+    def logits(self, distance: Tensor, purities: Tensor) -> Tensor:
+        """Return the logits (N, 2) of benign and adversarial, differentiable in both arguments.
+
+        `distance` (N, K) in [0, 1] units, in any order, inf where a ray meets no boundary; `purities` (N, 3).
+        """
+        parameter = self.network.linear2.weight
+        inputs = _input(distance.to(parameter), self.unreached, self.shift, self.scale)
+        logits: Tensor = self.network(inputs, purities.to(parameter))
+        return logits
+
+    @torch.no_grad()
+    def score(self, profile: Profile) -> Tensor:
+        """Return the probability (N,) float64 that each profile is an adversarial one.
+
+        Raises
+        ------
+        ValueError
+            If the profile has another number of rays than those in training, or a distance is NaN.
+        """
+        _check(profile, name="profile")
+        if profile.distance.shape[1] != self.rays:
+            raise ValueError(
+                f"expected profiles of {self.rays} rays, as in training, got {profile.distance.shape[1]}; "
+                "probe along the same directions"
+            )
+        purities = boundary.purity(profile, num_classes=self.num_classes, top=PURITIES)
+        parts = zip(profile.distance.split(_ROWS), purities.split(_ROWS), strict=True)
+        with exact():
+            return torch.cat([self.logits(distance, purity).double().softmax(1)[:, 1] for distance, purity in parts])
+
+    def rates(
+        self, benign: Profile, adversarial: Profile, *, threshold: float = 0.5, confidence: float = 0.95
+    ) -> Rates:
+        """Return the detector's rates on profiles that it was not trained on.
+
+        A profile is called adversarial where its score is at least `threshold`. A rate without a profile is NaN.
+        Intervals: Wilson's for the two rates, Newcombe's for the area under the ROC curve.
+        """
+        checks.number(threshold, name="threshold", high=1.0)
+        checks.number(confidence, name="confidence", open_low=True, high=1.0)
+        negative, positive = (self.score(profile).cpu().numpy() for profile in (benign, adversarial))
+        return Rates(
+            intervals.wilson(int((negative >= threshold).sum()), negative.size, confidence=confidence),
+            intervals.wilson(int((positive < threshold).sum()), positive.size, confidence=confidence),
+            intervals.roc_auc(negative, positive, confidence=confidence),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything the detector consists of as named CPU tensors, for a safetensors file."""
+        named = {f"network.{name}": tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        named |= {name: torch.tensor(getattr(self, name)) for name in ("num_classes", "rays")}
+        named |= {
+            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("unreached", "shift", "scale")
+        }
+        return named | {"history": self.history.cpu()}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor], *, device: torch.device | None = None) -> Detector:
+        """Return the detector that `tensors` described, on `device` (None: the CPU).
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing or belongs to another network.
+        """
+        try:
+            rays = int(named["rays"])
+            with torch.device("meta"):  # no memory, no random numbers: the weights come from `named`
+                network = BoundaryNet(rays)
+            weights = {name: named[f"network.{name}"] for name in network.state_dict()}
+            network.load_state_dict({name: weight.to(device or "cpu") for name, weight in weights.items()}, assign=True)
+            unreached, shift, scale = (float(named[name]) for name in ("unreached", "shift", "scale"))
+            num_classes, history = int(named["num_classes"]), named["history"].cpu()
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"expected the tensors of a detector; {error}") from error
+        return cls(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, history)
+
+
+def fit(
+    benign: Profile,
+    adversarial: Profile,
+    *,
+    num_classes: int,
+    unreached: float = 1.0,
+    epochs: int | None = None,
+    generator: torch.Generator | None = None,
+    steps: int | None = None,
+    pairs: int = 128,
+    lr: float = 1e-3,
+    shift: float = 0.0,
+    scale: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Detector:
+    """Return a detector trained to tell `adversarial` from `benign` profiles.
+
+    The input is an image's K distances, sorted, inf replaced by `unreached`, as (distance - shift) / scale, and its
+    first three purities. Adam minimises the cross-entropy of batches with as many benign as adversarial profiles.
+
+    Parameters
+    ----------
+    benign, adversarial
+        Profiles of correctly classified images and of successful adversarial examples, filtered by the caller.
+        Where both have the same number of rows, rows i are the two versions of one image and enter the same batch.
+        Otherwise each side is visited in its own order, and the shorter one more often.
+    num_classes
+        The number of the classifier's classes.
+    unreached
+        The distance that stands for a ray without a boundary, [0, 1] units (RMS); 1 in [1]_.
+    epochs, steps
+        How long to train: so many visits of the longer side, or so many batches. Both None: 2000 steps ([1]_, MNIST).
+    generator
+        CPU generator of the initial weights, the order and the dropout; None: torch's global one. The draws happen
+        on the CPU, so that they are the same on every device.
+    pairs
+        Profiles of each side in a batch, at most as many as there are; 128 on MNIST and 150 on CIFAR-10 in [1]_.
+    lr
+        Adam's step size.
+    shift, scale
+        Put the distances into the network's range; 0 and 1 on MNIST, 16/255 and .5 on CIFAR-10 in [1]_.
+    progress
+        Called with the steps done and the steps in all, about a hundred times.
+
+    Returns
+    -------
+    Detector
+        On the profiles' device.
+
+    Raises
+    ------
+    ValueError
+        If a side is empty, has fewer than 36 rays, another number of rays than the other, or a NaN distance; if both
+        `epochs` and `steps` are given; if a number is out of range.
+
+    References
+    ----------
+    .. [1] He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, and its released code.
+    """
+    for name, profile in (("benign", benign), ("adversarial", adversarial)):
+        _check(profile, name=name)
+        if len(profile.distance) == 0:
+            raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
+    rays = benign.distance.shape[1]
+    if adversarial.distance.shape[1] != rays:
+        raise ValueError(
+            f"expected as many rays on both sides, got {rays} benign and {adversarial.distance.shape[1]} adversarial; "
+            "probe both along the same directions"
+        )
+    checks.count(num_classes, name="num_classes", low=2)
+    checks.count(pairs, name="pairs")
+    checks.number(unreached, name="unreached")
+    checks.number(lr, name="lr", open_low=True)
+    checks.number(shift, name="shift", low=-math.inf)
+    checks.number(scale, name="scale", open_low=True)
+    longer = max(len(benign.distance), len(adversarial.distance))
+    rows = min(pairs, longer)
+    if epochs is not None:
+        if steps is not None:
+            raise ValueError(f"expected epochs or steps, got both ({epochs!r} and {steps!r}); leave one out")
+        checks.count(epochs, name="epochs")
+        steps = epochs * math.ceil(longer / rows)
+    steps = 2000 if steps is None else steps
+    checks.count(steps, name="steps")
+
+    device = benign.distance.device
+    sides = []
+    for profile in (benign, adversarial):
+        purities = boundary.purity(profile, num_classes=num_classes, top=PURITIES)
+        sides.append(
+            (_input(profile.distance.float(), unreached, shift, scale).to(device), purities.float().to(device))
+        )
+    network = initialised(rays, generator).to(device)
+    first = orders(len(benign.distance), steps, rows, generator)
+    paired = len(benign.distance) == len(adversarial.distance)
+    second = first if paired else orders(len(adversarial.distance), steps, rows, generator)
+    history = train(network, sides, (first.to(device), second.to(device)), lr, generator, progress)
+    return Detector(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, history.cpu())
+
+
+def _check(profile: Profile, *, name: str) -> None:
+    distance = profile.distance
+    if distance.ndim != 2 or distance.shape[1] < FEWEST_RAYS:
+        raise ValueError(
+            f"expected {name} distances of shape (N, K) with K at least {FEWEST_RAYS}, got {tuple(distance.shape)}; "
+            "probe more directions, or their negations too"
+        )
+    if bool(distance.isnan().any()):
+        raise ValueError(f"expected {name} distances without NaN (inf where a ray meets no boundary); probe again")
+
+
+def _input(distance: Tensor, unreached: float, shift: float, scale: float) -> Tensor:
+    """Return `distance` (N, K) as the network sees it: without inf, sorted, scaled."""
+    return (distance.masked_fill(distance.isinf(), unreached).sort(1).values - shift) / scale
