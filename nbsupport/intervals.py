@@ -54,9 +54,9 @@ def paired_difference_of_rates(a: ArrayLike, b: ArrayLike, *, confidence: float 
     rate_a, rate_b = (wilson(int(answers.sum()), n, confidence=confidence) for answers in (first, second))
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
     only_a, only_b = int((first & ~second).sum()), int((~first & second).sum())
-    covariance = both * neither - only_a * only_b
+    covariance = float(both * neither - only_a * only_b)
     if covariance > 0:
-        covariance = max(covariance - n / 2, 0)
+        covariance = max(covariance - n / 2, 0.0)
     scale = np.sqrt(float((both + only_a) * (only_b + neither)) * ((both + only_b) * (only_a + neither)))
     phi = covariance / scale if scale > 0 else 0.0
 
