@@ -37,15 +37,21 @@ def seeded(seed: int, *purpose: object) -> torch.Generator:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model` in evaluation mode with constant parameters; restore every mode and flag on exit."""
+    """Yield `model` in evaluation mode with constant parameters; restore every mode and flag on exit.
+
+    Inside, convolutions are float32 in full: CUDA's default (TF32) would keep ten bits of the mantissa.
+    """
+    tf32 = torch.backends.cudnn.allow_tf32
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
+        torch.backends.cudnn.allow_tf32 = False
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         yield model
     finally:
+        torch.backends.cudnn.allow_tf32 = tf32
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:
@@ -76,3 +82,11 @@ def channels_last(x: Tensor) -> Tensor:
 def reduced_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return a context in which networks run in bfloat16 when `precision` is "mixed", and as they are otherwise."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "mixed")
+
+
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the classes (N,) int64 that `model` gives images `x` (N, C, H, W), on the model's device."""
+    device = device_of(model, x)
+    with frozen(model), torch.no_grad():
+        batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
+        return torch.cat([model(batch.to(device)).argmax(1) for batch in batches])

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Problem, Search, across
-from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.objective import Objective, across
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
+from nbsupport.attacks.search import Search, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -67,7 +68,7 @@ def carlini_wagner_l2(
     """
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
-        objective = Objective(model, problem.targeted, precision=precision)
+        objective = Objective(problem, precision=precision)
         search = PenaltySearch(
             problem,
             objective,
@@ -115,15 +116,15 @@ class PenaltySearch(Search):
 
     def begin(self, state: State) -> None:
         """Set the first constant; w and Adam's moments are set by the first step."""
-        per_image = torch.zeros_like(state["x"][:, 0, 0, 0])
-        state["const"] = torch.full_like(per_image, self.initial_const)
-        state["low"] = per_image.clone()
-        state["high"] = torch.full_like(per_image, _NO_UPPER)
-        state["best_l2"] = torch.full_like(per_image, torch.inf)
+        zero = torch.zeros_like(state["x"][:, 0, 0, 0])
+        state["const"] = torch.full_like(zero, self.initial_const)
+        state["low"] = zero.clone()
+        state["high"] = torch.full_like(zero, _NO_UPPER)
+        state["best_l2"] = torch.full_like(zero, torch.inf)
         state["trial"] = torch.zeros_like(state["index"])  # constants tried
         state["restart"] = torch.ones_like(state["done"])
         state |= {"iteration": torch.zeros_like(state["index"]), "found": torch.zeros_like(state["done"])}
-        state["last_loss"] = per_image.clone()
+        state["last_loss"] = zero.clone()
         state |= {name: torch.zeros_like(state["x"]) for name in ("w", "first", "second")}
 
     def step(self, state: State) -> None:
@@ -144,9 +145,9 @@ class PenaltySearch(Search):
         state["found"] |= success
         better = success & (l2 < state["best_l2"])
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
-        state["best"] = torch.where(_image(better), x_adv, state["best"])
+        state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
-        slope = 2 * (x_adv - x) / self.distance_scale + _image(state["const"]) * pull
+        slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * pull
         self._adam(state, slope * (1 - (2 * x_adv - 1).square()) / 2)
         self._leave_trial(state, loss)
 
@@ -157,9 +158,9 @@ class PenaltySearch(Search):
         """Reset w, Adam and the bookkeeping of the images that begin with a new constant."""
         restart = state["restart"]
         origin = ((state["x"] - 0.5) / 0.50001).atanh()
-        state["w"] = torch.where(_image(restart), origin, state["w"])
+        state["w"] = torch.where(per_image(restart), origin, state["w"])
         for name in ("first", "second"):
-            state[name].masked_fill_(_image(restart), 0)
+            state[name].masked_fill_(per_image(restart), 0)
         state["iteration"].masked_fill_(restart, 0)
         state["found"].masked_fill_(restart, False)
         state["last_loss"].masked_fill_(restart, torch.inf)
@@ -169,7 +170,7 @@ class PenaltySearch(Search):
         """Take one step of Adam; the bias correction follows the image's own iteration."""
         state["first"].lerp_(gradient, 0.1)
         state["second"].lerp_(gradient.square(), 0.001)
-        taken = _image(state["iteration"] + 1).to(gradient.dtype)
+        taken = per_image(state["iteration"] + 1).to(gradient.dtype)
         first = state["first"] / (1 - 0.9**taken)
         second = state["second"] / (1 - 0.999**taken)
         state["w"] -= self.lr * first / (second.sqrt() + 1e-8)
@@ -191,8 +192,3 @@ class PenaltySearch(Search):
         state["trial"] += leave
         state["restart"] = leave
         state["done"] |= state["trial"] >= self.search_steps
-
-
-def _image(per_image: Tensor) -> Tensor:
-    """Return (N,) as (N, 1, 1, 1)."""
-    return per_image[:, None, None, None]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Problem, Search, across
-from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.objective import ROUNDING, Objective, across
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
+from nbsupport.attacks.search import Search, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -63,10 +64,17 @@ def ddn_l2(
     """
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
-        objective = Objective(model, problem.targeted, precision=precision)
+        objective = Objective(problem, precision=precision)
         search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
         search.run(slots=problem.rows())
         return search.result(objective)
+
+
+_WORST = 5  # views in a gradient
+_TEMPERATURE = 0.2  # of the soft maximum, in logits
+_FIRST_STRIDE = 1.0  # L2
+_LAST_SHARE = 0.01  # of the first stride and norm change, at the end
+_BISECTIONS = 10
 
 
 class NormSearch(Search):
@@ -74,7 +82,8 @@ class NormSearch(Search):
 
     The direction is the gradient of a soft maximum of the views' gaps, so that it comes mostly from the views that
     are furthest from flipping; of these only `_WORST` take part. Step size and norm change decay along a cosine:
-    early they find the way, late they settle the norm.
+    early they find the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that
+    images much nearer to the boundary than the norm could shrink are measured too.
     """
 
     def __init__(
@@ -98,10 +107,10 @@ class NormSearch(Search):
 
     def begin(self, state: State) -> None:
         """Start at the image itself."""
-        per_image = torch.zeros_like(state["x"][:, 0, 0, 0])
+        zero = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["delta"] = torch.zeros_like(state["x"])
-        state["norm"] = torch.full_like(per_image, self.init_norm)
-        state["best_l2"] = torch.full_like(per_image, torch.inf)
+        state["norm"] = torch.full_like(zero, self.init_norm)
+        state["best_l2"] = torch.full_like(zero, torch.inf)
         state["iteration"] = torch.zeros_like(state["index"])
 
     def step(self, state: State) -> None:
@@ -116,24 +125,37 @@ class NormSearch(Search):
         flipped = across(gap, self.confidence).all(1)
         better = flipped & (l2 < state["best_l2"]) & ~state["done"]
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
-        state["best"] = torch.where(better[:, None, None, None], x_adv, state["best"])
+        state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
         decay = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
         stride = _FIRST_STRIDE * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
         change = self.gamma * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
-        unit = pull / pull.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-        delta = delta - stride[:, None, None, None] * unit
+        delta = delta - per_image(stride / _length(pull)) * pull
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
-        delta = delta * (state["norm"] / delta.flatten(1).norm(dim=1).clamp(min=1e-12))[:, None, None, None]
+        delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
         state["iteration"] += 1
         state["done"] = state["iteration"] >= self.steps
 
+    def finish(self, state: State) -> None:
+        """Shorten the perturbations of finished images, then keep them."""
+        x, delta = state["x"], state["best"] - state["x"]
+        low = torch.zeros_like(state["norm"])
+        high = torch.ones_like(low)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            gap = self.objective.gaps(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
+            flipped = across(gap, self.confidence).all(1)
+            low, high = torch.where(flipped, low, middle), torch.where(flipped, middle, high)
+        state["best"] = torch.where(per_image(high < 1), x + per_image(high) * delta, state["best"])
+        state["forwards"] += _BISECTIONS * self.objective.count
+        super().finish(state)
 
-_WORST = 5
-_TEMPERATURE = 0.2
-_FIRST_STRIDE = 1.0
-_LAST_SHARE = 0.01
+
+def _length(x: Tensor) -> Tensor:
+    """Return the L2 norms (N,) of images, never 0."""
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return length.clamp(min=1e-12)
 
 
 def _soft_maximum(gap: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Problem, Search
-from nbsupport.attacks.objective import Objective, cross_entropy_gradient
+from nbsupport.attacks.objective import Objective, ascent_direction
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
+from nbsupport.attacks.search import Search
 from nbsupport.pool import State
 from nbsupport.runtime import frozen
 
@@ -46,7 +47,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targets: Tensor 
         problem = Problem.of(model, x, y, targets)
         search = _SignStep(problem, eps)
         search.run(slots=problem.rows())
-        return search.result(Objective(model, problem.targeted), keep_failures=True)
+        return search.result(Objective(problem), keep_failures=True)
 
 
 class _SignStep(Search):
@@ -60,9 +61,7 @@ class _SignStep(Search):
         pass
 
     def step(self, state: State) -> None:
-        _, gradient = cross_entropy_gradient(
-            self.problem.model, state["x"], state["label"], targeted=self.problem.targeted
-        )
+        _, gradient = ascent_direction(self.problem, state["x"], state["label"])
         state["best"] = (state["x"] + self.eps * gradient.sign()).clamp(0, 1)
         state["forwards"] += 1
         state["backwards"] += 1

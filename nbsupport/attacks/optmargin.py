@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.attacks.carlini_wagner import PenaltySearch
 from nbsupport.attacks.ddn import NormSearch
-from nbsupport.attacks.engine import Problem, Search
 from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
+from nbsupport.attacks.search import Search
 from nbsupport.boundary import directions
 from nbsupport.runtime import Precision, frozen
 
@@ -95,7 +96,7 @@ def optmargin(
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
         surrogates = draw_views(tuple(x.shape[1:]), eps=eps, views=views, generator=generator).to(problem.x.device)
-        objective = Objective(model, problem.targeted, surrogates, clip=not authors, precision=precision)
+        objective = Objective(problem, surrogates, clip=not authors, precision=precision)
         search: Search
         if solver == "ddn":
             search = NormSearch(problem, objective, steps=200 if steps is None else steps, confidence=confidence)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Problem, Search, across
-from nbsupport.attacks.objective import Objective, cross_entropy_gradient, gaps
+from nbsupport.attacks.objective import Objective, across, ascent_direction
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
+from nbsupport.attacks.search import Search, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import frozen
 
@@ -75,7 +76,7 @@ def pgd_linf(
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
         search = _ProjectedAscent(problem, offsets.to(problem.x.device), eps, steps, step_size)
         search.run(slots=problem.rows())
-        return search.result(Objective(model, problem.targeted), keep_failures=True)
+        return search.result(Objective(problem), keep_failures=True)
 
 
 class _ProjectedAscent(Search):
@@ -90,21 +91,20 @@ class _ProjectedAscent(Search):
         state["best_gap"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
 
     def step(self, state: State) -> None:
-        model, targeted, label = self.problem.model, self.problem.targeted, state["label"]
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
         for _ in range(self.steps):
-            logits, gradient = cross_entropy_gradient(model, x, label, targeted=targeted)
-            self._keep_best(state, x, gaps(logits, label, targeted=targeted))
+            gap, gradient = ascent_direction(self.problem, x, state["label"])
+            self._keep_best(state, x, gap)
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
-        self._keep_best(state, x, Objective(model, targeted).gaps(x, label).squeeze(1))
+        self._keep_best(state, x, Objective(self.problem).gaps(x, state["label"]).squeeze(1))
         state["forwards"] += self.steps + 1
         state["backwards"] += self.steps
         state["restart"] += 1
-        state["done"] = across(state["best_gap"], 0.0) | (state["restart"] == len(self.offsets))
+        state["done"] = across(state["best_gap"]) | (state["restart"] == len(self.offsets))
 
     @staticmethod
     def _keep_best(state: State, x: Tensor, gap: Tensor) -> None:
         better = gap < state["best_gap"]
         state["best_gap"] = torch.where(better, gap, state["best_gap"])
-        state["best"] = torch.where(better[:, None, None, None], x, state["best"])
+        state["best"] = torch.where(per_image(better), x, state["best"])

@@ -1,54 +1,21 @@
-"""What every attack shares: checked inputs, the pass before, the pool of slots, the check in float32 after."""
+"""What every attack shares: images as jobs of the pool of slots, and the check in float32 after the search."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbsupport import checks
-from nbsupport.attacks.objective import Objective
+from nbsupport.attacks.objective import Objective, across
+from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
 from nbsupport.pool import State, drain
-from nbsupport.runtime import channels_last, device_of, rows_per_batch
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Images to attack, on the model's device, with what the model says of them before the attack."""
-
-    model: nn.Module
-    x: Tensor  # (N, C, H, W)
-    label: Tensor  # (N,): the true label or, when targeted, the target
-    targeted: bool
-    correct: Tensor  # (N,) bool
-
-    @classmethod
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Problem:
-        """Check the arguments, evaluate the clean images, and return the problem; `model` must be frozen."""
-        checks.images(x)
-        checks.labels(y, count=len(x))
-        device = device_of(model, x)
-        x, y = x.to(device), y.to(device)
-        with torch.no_grad():
-            batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
-            outputs = [model(channels_last(batch)) for batch in batches]
-        for batch, output in zip(batches, outputs, strict=True):
-            checks.logits(output, count=len(batch))
-        logits = torch.cat(outputs)
-        checks.not_probabilities(logits)
-        checks.labels(y, count=len(x), num_classes=logits.shape[1])
-        if targets is None:
-            return cls(model, x, y, False, logits.argmax(1) == y)
-        checks.labels(targets, count=len(x), num_classes=logits.shape[1], name="targets")
-        targets = targets.to(device)
-        return cls(model, x, targets, True, logits.argmax(1) != targets)
-
-    def rows(self, views: int = 1) -> int:
-        """Return how many images share a batch when each brings `views` rows."""
-        return max(1, rows_per_batch(self.model, tuple(self.x.shape[1:]), self.x.device) // views)
+def per_image(values: Tensor) -> Tensor:
+    """Return (N,) as (N, 1, 1, 1), to be multiplied with images."""
+    return values[:, None, None, None]
 
 
 class Search(ABC):
@@ -107,12 +74,7 @@ class Search(ABC):
             gap = objective.gaps(self.x_adv[index], problem.label[index])
             success[index] = across(gap, confidence).all(1)
             self.forwards[index] += objective.count
-        kept = (success | (keep_failures & problem.correct))[:, None, None, None]
+        kept = per_image(success | (keep_failures & problem.correct))
         x_adv = torch.where(kept, self.x_adv, problem.x)
         rms = (x_adv - problem.x).square().flatten(1).mean(1).sqrt()
         return Attack(x_adv, success, problem.correct, rms, self.forwards, self.backwards)
-
-
-def across(gap: Tensor, confidence: float) -> Tensor:
-    """Return which gaps lie beyond the boundary: at most -confidence, and strictly below 0."""
-    return (gap <= -confidence) & (gap < 0)

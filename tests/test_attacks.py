@@ -1,0 +1,477 @@
+"""Attacks against closed forms, a plain loop over one image, and invariances."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nbsupport import attacks
+from nbsupport.attacks.optmargin import draw_views
+from nbsupport.models.analytic import Ball, HalfSpace, Wedge
+
+SHAPE = (2, 4, 4)
+DIM = math.prod(SHAPE)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def interior_images(n, seed=0):
+    return 0.4 + 0.2 * torch.rand(n, *SHAPE, generator=seeded(seed))
+
+
+def half_space(seed=1, offset=0.0):
+    normal = torch.randn(DIM, generator=seeded(seed))
+    return HalfSpace(normal, float(normal.sum()) * 0.5 + offset)  # through the middle of the cube, or beside it
+
+
+def ball():
+    return Ball(torch.full((DIM,), 0.5), 0.25)
+
+
+def wedge():
+    plane = torch.linalg.qr(torch.randn(DIM, 2, generator=seeded(5)).double()).Q.T
+    return Wedge(plane[0], plane[1], center=torch.full((DIM,), 0.5), axes=[0.3, 1.5, 3.0, 4.6])
+
+
+def small_cnn(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Linear(16, 4)
+        )
+
+
+def predicted(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+class Counting(nn.Module):
+    """Counts the images a model sees forwards and backwards, and the largest batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.forwards, self.backwards, self.largest = model, 0, 0, 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        self.largest = max(self.largest, len(x))
+        if x.requires_grad:
+            x.register_hook(self._backward)
+        return self.model(x)
+
+    def _backward(self, gradient):
+        self.backwards += len(gradient)
+
+
+MINIMUM_NORM = {
+    "ddn": lambda model, x, y, **kwargs: attacks.ddn_l2(model, x, y, steps=200, **kwargs),
+    "cw": lambda model, x, y, **kwargs: attacks.carlini_wagner_l2(model, x, y, steps=100, search_steps=8, **kwargs),
+    "optmargin-ddn": lambda model, x, y, **kwargs: attacks.optmargin(
+        model, x, y, eps=0.01, views=4, generator=seeded(), **kwargs
+    ),
+    "optmargin-adam": lambda model, x, y, **kwargs: attacks.optmargin(
+        model, x, y, eps=0.01, views=4, solver="adam", steps=100, search_steps=8, generator=seeded(), **kwargs
+    ),
+}
+FIXED = {
+    "fgsm": lambda model, x, y, **kwargs: attacks.fgsm(model, x, y, eps=0.3, **kwargs),
+    "pgd": lambda model, x, y, **kwargs: attacks.pgd_linf(
+        model, x, y, eps=0.3, steps=8, step_size=0.1, restarts=2, generator=seeded(), **kwargs
+    ),
+}
+EVERY = {**MINIMUM_NORM, **FIXED}
+
+
+def each(table):
+    return pytest.mark.parametrize("attack", table.values(), ids=table.keys())
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("make", [half_space, ball, wedge])
+@pytest.mark.parametrize(("name", "slack"), [("ddn", 1.02), ("cw", 1.1)])
+def test_minimum_norm_attacks_reach_the_exact_distance(make, name, slack):
+    model, x = make(), interior_images(60)
+    x = x[model.distance(x) > 0.03]
+    result = MINIMUM_NORM[name](model, x, predicted(model, x))
+    found, exact = (result.x_adv - x).flatten(1).norm(dim=1).double(), model.distance(x)
+    assert result.success.all()
+    assert (predicted(model, result.x_adv) != predicted(model, x)).all()
+    assert (found >= exact - 1e-5).all()
+    assert (found <= slack * exact).all()
+
+
+@pytest.mark.parametrize("name", ["optmargin-ddn", "optmargin-adam"])
+def test_optmargin_clears_the_half_space_by_its_worst_view(name):
+    model, x = half_space(offset=2.0), interior_images(20)
+    y = predicted(model, x)
+    result = MINIMUM_NORM[name](model, x, y)
+    views = draw_views(SHAPE, eps=0.01, views=4, generator=seeded()).flatten(1).double()
+    outward = (views @ model.normal.double()) / model.normal.double().norm()
+    side = torch.where(y == 1, 1.0, -1.0).double()
+    exact = model.distance(x) + (side[:, None] * outward).amax(1)
+    found = (result.x_adv - x).flatten(1).norm(dim=1).double()
+    assert result.success.all()
+    assert (found >= exact - 1e-5).all()
+    assert (found <= 1.05 * exact).all()
+
+
+def test_fgsm_is_one_signed_step():
+    model, x = half_space(), torch.rand(30, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    side = torch.where(y == 1, -1.0, 1.0)[:, None, None, None]
+    expected = (x + 0.1 * side * model.normal.view(1, *SHAPE).sign()).clamp(0, 1)
+    result = attacks.fgsm(model, x, y, eps=0.1)
+    assert torch.equal(result.x_adv, expected)
+    assert torch.equal(result.success, predicted(model, expected) != y)
+    assert torch.allclose(result.rms, (expected - x).square().flatten(1).mean(1).sqrt())
+
+
+@pytest.mark.parametrize("eps", [0.005, 0.01])
+def test_pgd_succeeds_exactly_where_the_l_inf_ball_meets_the_half_space(eps):
+    model, x = half_space(), interior_images(200)
+    reach = model.distance(x) * model.normal.double().norm() / model.normal.double().abs().sum()  # L-inf distance
+    result = attacks.pgd_linf(model, x, predicted(model, x), eps=eps, steps=30, step_size=eps / 5, generator=seeded())
+    clear = (reach - eps).abs() > 1e-4
+    assert torch.equal(result.success[clear], (reach < eps)[clear])
+    assert 0 < result.success.sum() < 200
+    assert (result.x_adv - x).abs().max() <= eps + 1e-6
+
+
+@pytest.mark.parametrize("name", ["ddn", "cw", "optmargin-ddn", "optmargin-adam"])
+def test_targets_are_reached(name):
+    model, x = wedge(), interior_images(16)
+    targets = (predicted(model, x) + 2) % 4
+    result = MINIMUM_NORM[name](model, x, predicted(model, x), targets=targets)
+    assert result.success.all()
+    assert torch.equal(predicted(model, result.x_adv), targets)
+
+
+@each(FIXED)
+def test_targeted_steps_go_towards_the_target(attack):
+    model, x = wedge(), interior_images(50)
+    targets = (predicted(model, x) + 1) % 4
+    result = attack(model, x, predicted(model, x), targets=targets)
+    assert torch.equal(result.success, predicted(model, result.x_adv) == targets)
+    assert result.success.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("confidence", [0.05, 0.2])
+def test_confidence_is_the_margin_of_every_success(confidence):
+    model, x = half_space(offset=2.0), interior_images(20)
+    y = predicted(model, x)
+    result = attacks.carlini_wagner_l2(model, x, y, confidence=confidence, steps=200, search_steps=8)
+    exact = model.distance(x) + confidence / model.normal.double().norm()
+    found = (result.x_adv - x).flatten(1).norm(dim=1).double()
+    assert result.success.all()
+    assert (found >= exact - 1e-5).all()
+    assert (found <= 1.05 * exact).all()
+
+
+def test_the_variants_differ_in_clipping_and_in_the_price_of_distance():
+    # An image at the upper end of [0, 1]: every view that moves it further is cut off, unless views are not clipped.
+    normal = torch.ones(DIM)
+    model, x = HalfSpace(normal, 0.9 * DIM), torch.ones(1, *SHAPE)
+    y = torch.tensor([1])
+    kwargs = {"eps": 0.2, "views": 8, "solver": "adam", "steps": 200, "search_steps": 8}
+    lengths = {}
+    for name, variant in {
+        "equations": {"variant": "equations"},
+        "unclipped": {"variant": "authors", "distance_scale": 1.0, "lr": 0.05, "initial_const": 1.0},
+        "authors": {"variant": "authors"},
+    }.items():
+        result = attacks.optmargin(model, x, y, generator=seeded(3), **kwargs, **variant)
+        assert result.success.all()
+        lengths[name] = result.rms.item()
+    views = draw_views(SHAPE, eps=0.2, views=8, generator=seeded(3)).flatten(1)
+    exact = (views.mean(1).max() + 0.1).item()  # unclipped, the half-space is met along its normal
+    assert lengths["unclipped"] == pytest.approx(exact, rel=0.05)
+    assert lengths["equations"] < 0.95 * lengths["unclipped"]
+    assert lengths["authors"] > 1.05 * lengths["unclipped"]
+
+
+# The plain loop
+
+
+def plain_penalty_search(model, x, y, views, *, confidence, search_steps, steps, lr, const, clip, scale):
+    """Carlini & Wagner's search for one image, as method section 4 states it, with torch's own Adam."""
+    low, high, best, best_l2 = 0.0, 1e10, x.clone(), math.inf
+    for _ in range(search_steps):
+        w = ((x - 0.5) / 0.50001).atanh().requires_grad_()
+        adam, found, last = torch.optim.Adam([w], lr=lr), False, math.inf
+        for iteration in range(steps):
+            x_adv = (w.tanh() + 1) / 2
+            seen = x_adv + views
+            logits = model(seen.clamp(0, 1) if clip else seen)
+            rival = logits.clone()
+            rival[:, y] = -math.inf
+            margin = logits[:, y] - rival.amax(1)
+            l2 = (x_adv - x).square().sum()
+            loss = l2 / scale + const * (margin + confidence).clamp(min=0).sum()
+            if bool((margin <= -confidence).all() and (margin < 0).all()):
+                found = True
+                if l2.item() < best_l2:
+                    best_l2, best = l2.item(), x_adv.detach().clone()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if iteration % max(1, steps // 10) == 0:
+                if loss.item() > 0.9999 * last:
+                    break
+                last = loss.item()
+        low, high = (low, min(high, const)) if found else (max(low, const), high)
+        const = (low + high) / 2 if high < 1e10 else const * 10
+    return best, best_l2
+
+
+@pytest.mark.parametrize(
+    ("variant", "confidence"), [("equations", 0.0), ("equations", 0.02), ("authors", 0.0)], ids=str
+)
+def test_the_pool_gives_what_a_plain_loop_over_one_image_gives(variant, confidence):
+    model, x = small_cnn(), torch.rand(9, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    settings = {"confidence": confidence, "search_steps": 5, "steps": 30, "lr": 0.03}
+    result = attacks.optmargin(
+        model,
+        x,
+        y,
+        eps=0.05,
+        views=3,
+        solver="adam",
+        variant=variant,
+        initial_const=0.1,
+        generator=seeded(2),
+        **settings,
+    )
+    views = draw_views(SHAPE, eps=0.05, views=3, generator=seeded(2))
+    authors = variant == "authors"
+    scale = 255.0**2 if authors else 1.0
+    for i in range(len(x)):
+        best, best_l2 = plain_penalty_search(
+            model, x[i : i + 1], int(y[i]), views, const=0.1, clip=not authors, scale=scale, **settings
+        )
+        assert result.success[i] == math.isfinite(best_l2)
+        assert torch.allclose(result.x_adv[i : i + 1], best, atol=2e-3)
+        assert result.rms[i].item() == pytest.approx((best - x[i]).square().mean().sqrt().item(), rel=0.02)
+
+
+# Invariances
+
+
+@each(EVERY)
+def test_an_image_is_attacked_alone_as_in_any_batch(attack):
+    model, x = small_cnn(), torch.rand(30, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    together = attack(model, x, y)
+    order = torch.randperm(30, generator=seeded(1))
+    shuffled = attack(model, x[order], y[order])
+    for i in (0, 7, 29):
+        alone = attack(model, x[i : i + 1], y[i : i + 1])
+        for other in (together.x_adv[i], shuffled.x_adv[(order == i).nonzero().item()]):
+            assert torch.allclose(alone.x_adv[0], other, atol=1e-3)
+        assert alone.success[0] == together.success[i] == shuffled.success[order == i]
+        assert alone.forwards[0] == together.forwards[i]
+        assert alone.rms[0].item() == pytest.approx(together.rms[i].item(), rel=0.01)
+
+
+@each(EVERY)
+def test_every_pass_is_counted_and_the_batch_is_bounded(attack):
+    torch.manual_seed(0)
+    model, x = Counting(small_cnn()), torch.rand(600, *SHAPE)
+    y = predicted(model, x)
+    y[:560] = (y[:560] + 1) % 4  # misclassified: looked at once
+    model.forwards = model.largest = 0
+    result = attack(model, x, y)
+    assert result.forwards.sum() == model.forwards
+    assert result.backwards.sum() == model.backwards
+    assert model.largest <= 512
+    assert (result.forwards[:560] == 1).all()
+    assert (result.backwards[:560] == 0).all()
+
+
+@each(EVERY)
+def test_misclassified_images_are_reported_apart(attack):
+    model, x = half_space(), interior_images(20)
+    right = predicted(model, x)
+    y = torch.where(torch.arange(20) % 2 == 0, right, 1 - right)
+    result = attack(model, x, y)
+    assert torch.equal(result.correct, right == y)
+    assert torch.equal(result.x_adv[1::2], x[1::2])
+    assert not result.success[1::2].any()
+    assert (result.rms[1::2] == 0).all()
+
+
+@each(EVERY)
+def test_nothing_but_misclassified_images(attack):
+    model, x = half_space(), interior_images(3)
+    result = attack(model, x, 1 - predicted(model, x))
+    assert torch.equal(result.x_adv, x)
+    assert not result.correct.any()
+
+
+@each(MINIMUM_NORM)
+def test_a_failed_minimum_norm_attack_returns_the_image(attack):
+    model, x = half_space(offset=1e3), interior_images(5)
+    result = attack(model, x, predicted(model, x))
+    assert not result.success.any()
+    assert torch.equal(result.x_adv, x)
+    assert torch.equal(result.rms, torch.zeros(5))
+
+
+@each(FIXED)
+def test_a_failed_step_attack_returns_the_perturbed_image(attack):
+    model, x = half_space(offset=1e3), interior_images(5)
+    result = attack(model, x, predicted(model, x))
+    assert not result.success.any()
+    assert (result.rms > 0.1).all()
+
+
+@each(EVERY)
+def test_results_lie_in_the_image_range_and_have_the_stated_types(attack):
+    model, x = small_cnn(), torch.rand(12, *SHAPE, generator=seeded()).round()
+    result = attack(model, x, predicted(model, x))
+    assert result.x_adv.shape == x.shape
+    assert result.x_adv.aminmax()[0] >= 0
+    assert result.x_adv.aminmax()[1] <= 1
+    types = {name: getattr(result, name).dtype for name in result.__dataclass_fields__}
+    whole = {"forwards": torch.int64, "backwards": torch.int64, "success": torch.bool, "correct": torch.bool}
+    assert types == {**whole, "x_adv": torch.float32, "rms": torch.float32}
+    assert torch.allclose(result.rms, (result.x_adv - x).square().flatten(1).mean(1).sqrt())
+
+
+@each(EVERY)
+def test_a_model_in_training_mode_is_evaluated_and_left_as_it_was(attack):
+    model = nn.Sequential(nn.Dropout(0.5), small_cnn())
+    model[1].eval()
+    model[1][0].weight.requires_grad_(False)
+    x = torch.rand(6, *SHAPE, generator=seeded())
+    y = predicted(model[1], x)
+    result = attack(model, x, y)
+    assert result.correct.all()
+    assert [module.training for module in model.children()] == [True, False]
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
+    assert all(p.grad is None for p in model.parameters())
+
+
+@each(EVERY)
+def test_a_model_that_wants_contiguous_images_gets_them(attack):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = half_space()
+
+        def forward(self, x):
+            return self.model(x.view(len(x), -1, 1, 1))
+
+    x = interior_images(4)
+    expected = attack(half_space(), x, predicted(half_space(), x))
+    assert torch.allclose(attack(Flat(), x, predicted(half_space(), x)).x_adv, expected.x_adv, atol=1e-5)
+
+
+def test_a_generator_leaves_the_global_stream_alone():
+    model, x = half_space(), interior_images(2)
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    attacks.pgd_linf(model, x, predicted(model, x), eps=0.1, steps=2, step_size=0.1, generator=seeded())
+    attacks.optmargin(model, x, predicted(model, x), eps=0.1, steps=2, generator=seeded())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_views_are_orthogonal_of_exact_size_and_end_with_zero():
+    views = draw_views(SHAPE, eps=0.3, views=20, generator=seeded()).flatten(1).double()
+    gram = views @ views.T / DIM
+    assert torch.allclose(gram[:19, :19], 0.09 * torch.eye(19, dtype=torch.float64), atol=1e-6)
+    assert torch.equal(views[19], torch.zeros(DIM, dtype=torch.float64))
+
+
+@each(MINIMUM_NORM)
+def test_mixed_precision_accepts_only_what_float32_confirms(attack):
+    model, x = small_cnn(), torch.rand(16, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    exact, mixed = attack(model, x, y), attack(model, x, y, precision="mixed")
+    assert torch.equal(mixed.success, exact.success)
+    assert (predicted(model, mixed.x_adv) != y)[mixed.success].all()
+    assert mixed.rms.mean().item() == pytest.approx(exact.rms.mean().item(), rel=0.05)
+
+
+# Errors
+
+
+class Softmax(nn.Module):
+    def forward(self, x):
+        return small_cnn()(x).softmax(1)
+
+
+class Broken(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output(x)
+
+
+@each(EVERY)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Softmax(), "rows that are probabilities"),
+        (Broken(lambda x: x.flatten(1)[:, :3] * math.nan), "expected finite logits"),
+        (Broken(lambda x: x), r"expected logits of shape \(4, classes\)"),
+        (Broken(lambda x: x.flatten(1)[:2]), r"expected logits of shape \(4, classes\)"),
+    ],
+    ids=["probabilities", "nan", "rank", "rows"],
+)
+def test_models_that_do_not_return_logits_are_refused(attack, model, message):
+    with pytest.raises(ValueError, match=message):
+        attack(model, interior_images(4), torch.zeros(4, dtype=torch.int64))
+
+
+@each(EVERY)
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.rand(3, *SHAPE) + 1, torch.zeros(3).long(), r"expected x in \[0, 1\]"),
+        (torch.rand(3, 4), torch.zeros(3).long(), "expected x of shape"),
+        (torch.rand(3, *SHAPE), torch.zeros(2).long(), r"expected y of shape \(3,\)"),
+        (torch.rand(3, *SHAPE), torch.tensor([0, 1, 2]), "expected y from 0 to 1"),
+        (torch.rand(0, *SHAPE), torch.zeros(0).long(), "at least one image"),
+    ],
+    ids=["range", "rank", "length", "class", "empty"],
+)
+def test_bad_images_and_labels_are_refused(attack, x, y, message):
+    with pytest.raises(ValueError, match=message):
+        attack(half_space(), x, y)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda *a: attacks.fgsm(*a, eps=-1.0), "expected eps at least 0, got -1.0"),
+        (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=0, step_size=0.1), "expected steps as a whole number"),
+        (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=1, step_size=math.nan), "expected step_size"),
+        (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=1, step_size=0.1, restarts=0), "expected restarts"),
+        (lambda *a: attacks.carlini_wagner_l2(*a, lr=0.0), "expected lr above 0"),
+        (lambda *a: attacks.carlini_wagner_l2(*a, confidence=-1.0), "expected confidence"),
+        (lambda *a: attacks.carlini_wagner_l2(*a, search_steps=0), "expected search_steps"),
+        (lambda *a: attacks.carlini_wagner_l2(*a, initial_const=0.0), "expected initial_const"),
+        (lambda *a: attacks.ddn_l2(*a, init_norm=0.0), "expected init_norm"),
+        (lambda *a: attacks.ddn_l2(*a, gamma=1.0), "expected gamma"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, views=DIM + 2), f"at most {DIM + 1} views"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, solver="ddm"), "did you mean 'ddn'"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, variant="author"), "did you mean 'authors'"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, solver="ddn", variant="authors"), "expected solver 'adam'"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, solver="adam", distance_scale=0.0), "expected distance_scale"),
+        (lambda *a: attacks.fgsm(*a, eps=0.1, targets=torch.tensor([5, 5])), "expected targets from 0 to 1"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(call, message):
+    model, x = half_space(), interior_images(2)
+    with pytest.raises(ValueError, match=message):
+        call(model, x, predicted(model, x))
