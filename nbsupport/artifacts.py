@@ -1,0 +1,163 @@
+"""Files that are whole or absent: each is written under a temporary name, renamed, and verified when it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:  # torch is loaded when tensors are handled: `nbsupport status` answers without it
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+class DamagedArtifact(RuntimeError):  # noqa: N818  (an artifact is damaged whether or not that is an error)
+    """A stored file that is truncated or altered; `path` and `why` say which and how it was seen."""
+
+    def __init__(self, path: Path, why: str, remedy: str = "delete it and run its notebook again") -> None:
+        super().__init__(path, why, remedy)
+        self.path, self.why, self.remedy = path, why, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged ({self.why}); {self.remedy}"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path` when the block ends without an exception, and is removed otherwise.
+
+    The temporary name ends in the process number, so that `remove_leftovers` can tell what a dead process left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself survives a power cut
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files under `folder` whose process, killed while it wrote them, is gone."""
+    for temporary in folder.rglob(".*.tmp"):
+        number = temporary.name.split(".")[-2]
+        if number.isdecimal() and not alive(int(number)):
+            temporary.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Return whether process `pid` of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Write `tensors` and the texts `metadata` to the safetensors file `path`, whole or not at all.
+
+    Two checksums stand in the header: `contents`, of the tensors alone, and `sha256`, of those and the metadata.
+    """
+    from safetensors.torch import save
+
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata["contents"] = _contents(stored)
+    metadata["sha256"] = _digest(json.dumps(metadata, sort_keys=True).encode())
+    data = save(stored, metadata)
+    with replacing(path) as file:
+        file.write(data)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of `save_tensors`.
+
+    Raises DamagedArtifact when the file is truncated, altered, or carries no checksum.
+    """
+    return load_with_metadata(path)[0]
+
+
+def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file of `save_tensors`; raises DamagedArtifact as `load_tensors`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = path.read_bytes()
+    metadata = _metadata(path, data)
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedArtifact(path, f"unreadable: {error}") from None
+    expected = metadata.get("sha256")
+    signed = {name: text for name, text in metadata.items() if name != "sha256"}
+    if expected is None:
+        raise DamagedArtifact(path, "it carries no checksum")
+    if signed.get("contents") != _contents(tensors) or expected != _digest(json.dumps(signed, sort_keys=True).encode()):
+        raise DamagedArtifact(path, "its checksum differs")
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file, without verifying the tensors."""
+    with path.open("rb") as file:
+        size = file.read(8)
+        return _metadata(path, size + file.read(min(int.from_bytes(size, "little"), path.stat().st_size)))
+
+
+def _metadata(path: Path, data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= len(data) - 8:
+        raise DamagedArtifact(path, "truncated")
+    try:
+        metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError):
+        raise DamagedArtifact(path, "its header is unreadable") from None
+    return metadata
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write the matplotlib `figure` to the PNG file `path`, whole or not at all; the figure stays open."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of the bytes of `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

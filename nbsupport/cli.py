@@ -1,0 +1,148 @@
+"""The command line: run, status, sweep, bench. It checks and prints; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from nbsupport import __version__, presets
+
+STOPPED = 130  # as a shell reports an interrupted program
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Decision boundary analysis of adversarial examples."""
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what may go wrong into messages and exit codes: 2 before anything starts, 1 after."""
+    from nbsupport import artifacts, cluster, lock, runner
+
+    again = "To go on where it stopped, give the same command again."
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted. {again}", err=True)
+        raise SystemExit(STOPPED) from None
+    except runner.StageFailed as error:
+        full = "\nThe disk is full: free some space first." if f"[Errno {errno.ENOSPC}]" in error.error else ""
+        click.echo(f"{error}{full}\n{again}", err=True)
+        raise SystemExit(1) from None
+    except (lock.RunInUse, cluster.NoCluster) as error:
+        raise click.UsageError(str(error)) from None
+    except artifacts.DamagedArtifact as error:
+        click.echo(str(error), err=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"The disk is full: free some space. {again}", err=True)
+        raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """Turn what is wrong with the arguments into a message and exit code 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+@main.command()
+@click.argument("dataset", default="digits")
+@click.option("--preset", default="standard", show_default=True, metavar="|".join(presets.PRESETS))
+@click.option("--run-dir", type=click.Path(file_okay=False), help="Run folder [default: runs/DATASET-PRESET]")
+@click.option("-p", "named", type=(str, str), multiple=True, metavar="NAME VALUE", help="Set a parameter by name.")
+@click.option("--dry-run", is_flag=True, help="Print the settings and what would run.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
+def run(
+    dataset: str,
+    preset: str,
+    run_dir: str | None,
+    named: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    scheduler: str | None,
+) -> None:
+    """Run all notebooks on DATASET: digits (the default), mnist, cifar10, folder:PATH or npz:PATH.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from nbsupport import cluster, job, runner
+
+    with _exit_codes():
+        with _usage():
+            overrides = dict(named)
+            if len(overrides) < len(named):
+                raise ValueError("expected every parameter once, got one of them twice after -p")
+            planned = job.plan(dataset, preset, overrides, run_dir)
+        if dry_run:
+            click.echo(job.describe(planned))
+        elif scheduler is None:
+            runner.run(planned, click.echo)
+        else:
+            with cluster.connect(scheduler) as client:
+                runner.run(planned, click.echo, execute=cluster.wait_for(cluster.submit(client, planned)))
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
+def status(run_dir: str) -> None:
+    """Show how far the run in RUN_DIR has come, also while it goes on."""
+    from nbsupport import report, store
+
+    with _exit_codes():
+        with _usage():
+            opened = store.existing_run(run_dir)
+        click.echo(report.status(opened))
+
+
+@main.command()
+@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
+def sweep(grid: Path, scheduler: str | None) -> None:
+    """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables."""
+    from nbsupport import cluster, manifest
+    from nbsupport import sweep as grids
+
+    with _exit_codes():
+        with _usage():
+            target = Path("runs", grid.stem).resolve()
+            if (target / manifest.NAME).exists():
+                raise ValueError(f"the tables of this grid would go to {target}, which holds a run; rename {grid}")
+            points = grids.read(grid)
+        with contextlib.nullcontext() if scheduler is None else cluster.connect(scheduler) as client:
+            points = grids.run(points, click.echo, client=client)
+        click.echo("\ncombined tables")
+        for path in grids.combine(points, target):
+            click.echo(f"  {path}")
+    failed = [point for point in points if point.error]
+    for point in failed:
+        click.echo(f"failed: {point.job.run_dir}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["attacks", "boundary", "region", "all"]))
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows here.")
+def bench(what: str, json_path: Path | None) -> None:
+    """Time the kernels on this machine."""
+    import pandas as pd
+
+    from nbsupport import artifacts, report
+
+    with _exit_codes():
+        rows = importlib.import_module("nbsupport.bench").run(what)
+        click.echo(report.frame_text(pd.DataFrame(rows)))
+        if json_path is not None:
+            artifacts.write_text(json_path, json.dumps(rows, indent=1) + "\n")

@@ -1,0 +1,171 @@
+"""The journal of a run: one JSON line for each step forward, which other processes read while it grows."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.jsonl"
+_OWN = ("time", "pid", "host", "stage", "what", "done", "total", "unit", "event")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one piece of work of a stage has come.
+
+    Parameters
+    ----------
+    stage, what : str
+        The notebook and the piece of work, such as `03_attacks` and `normal/FGSM`.
+    done, total : int
+        Units finished and units in all.
+    unit : str
+        What is counted, in the plural.
+    time : float
+        Seconds since the epoch of the last report.
+    pid, host : int, str
+        The process that reported, and its machine.
+    rate : float or None
+        Units a second since the work was last started or resumed; None before the second report.
+    extra : dict
+        What else the last report said, such as the success so far.
+    """
+
+    stage: str
+    what: str
+    done: int
+    total: int
+    unit: str
+    time: float
+    pid: int
+    host: str
+    rate: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done >= self.total
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds left at this rate, None where the rate is not known."""
+        if self.complete:
+            return 0.0
+        return (self.total - self.done) / self.rate if self.rate else None
+
+
+class Journal:
+    """The journal in `run_dir`, to which any number of processes may append.
+
+    Every line is one `write` to a file opened for appending, so lines of several processes never mix. A process
+    that is killed, or a disk that is full, can leave half a line at the end: the next writer closes it and
+    readers skip it.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = Path(run_dir) / NAME
+        self._checked = False
+
+    def report(
+        self,
+        stage: str,
+        what: str,
+        done: int,
+        total: int,
+        unit: str = "images",
+        *,
+        event: str = "progress",
+        **extra: Any,
+    ) -> None:
+        """Append that `done` of `total` units of `what` are finished.
+
+        `event` is "started" or "resumed" (the rate counts from here), "progress", "reused" (found complete) or
+        "damaged" (a stored part is computed again; `extra` names it). Values in `extra` are numbers or text.
+        Raises OSError where the disk is full.
+        """
+        self.append(stage=stage, what=what, done=done, total=total, unit=unit, event=event, **extra)
+
+    def append(self, **entry: Any) -> None:
+        """Append one line with the time, the process and `entry`."""
+        stamped = {"time": round(time.time(), 6), "pid": os.getpid(), "host": socket.gethostname(), **entry}
+        data = json.dumps(stamped).encode() + b"\n"
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if not self._checked and _torn(descriptor):
+                data = b"\n" + data
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            self._checked = True
+        finally:
+            os.close(descriptor)
+
+
+def _torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Return the entries among `lines`, skipping those that are torn."""
+    entries = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def read(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Return all entries of the journal in `run_dir`, oldest first; none where there is no journal yet."""
+    path = Path(run_dir) / NAME
+    return parse(path.read_bytes().splitlines()) if path.exists() else []
+
+
+class Tracker:
+    """The latest progress of each piece of work, from entries given one by one; `latest` keeps their order."""
+
+    def __init__(self) -> None:
+        self.latest: dict[tuple[str, str], Progress] = {}
+        self._origin: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def update(self, entry: dict[str, Any]) -> Progress | None:
+        """Return the progress that `entry` reports, None where it is about something else."""
+        if "what" not in entry:
+            return None
+        key = entry["stage"], entry["what"]
+        now, done = entry["time"], entry["done"]
+        if entry["event"] in ("started", "resumed", "reused") or done < self._origin.get(key, (now, done + 1))[1]:
+            self._origin[key] = now, done
+        since, before = self._origin[key]
+        self.latest[key] = Progress(
+            stage=entry["stage"],
+            what=entry["what"],
+            done=done,
+            total=entry["total"],
+            unit=entry["unit"],
+            time=now,
+            pid=entry["pid"],
+            host=entry["host"],
+            rate=(done - before) / (now - since) if done > before and now > since else None,
+            extra={name: value for name, value in entry.items() if name not in _OWN},
+        )
+        return self.latest[key]
+
+
+def summary(entries: Iterable[dict[str, Any]]) -> list[Progress]:
+    """Return the latest progress of each piece of work, in the order in which they were first reported."""
+    tracker = Tracker()
+    for entry in entries:
+        tracker.update(entry)
+    return list(tracker.latest.values())

@@ -1,0 +1,123 @@
+"""run.json: what a run folder was made with, and what each of its stages has stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nbsupport import __version__, artifacts, presets
+
+NAME = "run.json"
+
+
+class ParametersDiffer(ValueError):  # noqa: N818  (read aloud where it is caught)
+    """The run folder `folder` was made with other parameters; `differences` has a line `name: old -> new` for each."""
+
+    def __init__(self, folder: Path, differences: list[str]) -> None:
+        super().__init__(folder, differences)
+        self.folder, self.differences = folder, differences
+
+    def __str__(self) -> str:
+        listed = "".join(f"\n  {line}" for line in self.differences)
+        return f"{self.folder} holds a run with other parameters; choose another run folder. Differences:{listed}"
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """Return the contents of run.json; raises FileNotFoundError or DamagedArtifact."""
+    path = run_dir / NAME
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest["parameters"], manifest["stages"]  # both are always there
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "choose another run folder, or delete this one"
+        raise artifacts.DamagedArtifact(path, f"unreadable: {error}", remedy) from None
+    return manifest
+
+
+def create(run_dir: Path, settings: presets.Settings, device: str) -> dict[str, Any]:
+    """Write run.json for a new run on `device` (empty: not known yet) and return its contents."""
+    manifest = {
+        "parameters": dataclasses.asdict(settings),
+        "versions": versions(),
+        "commit": commit(),
+        "device": device,
+        "batch_sizes": {},
+        "stages": {},
+    }
+    write(run_dir, manifest)
+    return manifest
+
+
+def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace run.json."""
+    artifacts.write_text(run_dir / NAME, json.dumps(manifest, indent=1) + "\n")
+
+
+def update(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Apply `change` to the contents of run.json; processes that do so at once take turns."""
+    with (run_dir / ".run.json.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        manifest = read(run_dir)
+        change(manifest)
+        write(run_dir, manifest)
+
+
+def require_same(run_dir: Path, stored: Mapping[str, Any], settings: presets.Settings) -> None:
+    """Raise ParametersDiffer unless the `stored` parameters of `run_dir` are `settings`."""
+    wanted = dataclasses.asdict(settings)
+    absent = object()
+    differences = [
+        f"{name}: {_shown(stored, name)} -> {_shown(wanted, name)}"
+        for name in [*wanted, *(name for name in stored if name not in wanted)]
+        if stored.get(name, absent) != wanted.get(name, absent)
+    ]
+    if differences:
+        raise ParametersDiffer(run_dir, differences)
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "(not recorded)"
+
+
+def overrides(settings: presets.Settings) -> dict[str, Any]:
+    """Return the parameters in which `settings` differ from their preset."""
+    preset = dataclasses.asdict(presets.settings(settings.dataset, settings.preset))
+    return {name: value for name, value in dataclasses.asdict(settings).items() if value != preset[name]}
+
+
+def command(settings: presets.Settings, run_dir: Path) -> str:
+    """Return the command line that makes, or goes on with, this run."""
+    words = ["python", "-m", "nbsupport", "run", settings.dataset, "--preset", settings.preset]
+    words += ["--run-dir", str(run_dir)]
+    for name, value in overrides(settings).items():
+        words += ["-p", name, str(value)]
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of the libraries that compute, without importing them."""
+    found = {"python": platform.python_version(), "nbsupport": __version__}
+    for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "safetensors"):
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the source tree that this package runs from, None where it is not a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    top, _, head = answer.stdout.strip().partition("\n")
+    return head if Path(top).resolve() == root else None  # not that of a project which holds a virtual environment

@@ -1,0 +1,208 @@
+"""The command line: what it refuses, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_notebooks import FakeKernel, write_all
+
+from nbsupport import __version__, cli, notebooks, runner
+from nbsupport.runner import StageFailed
+from nbsupport.store import STAGES
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, with notebooks that need no kernel."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebooks, "FOLDER", write_all(tmp_path / "notebooks"))
+    monkeypatch.setattr(runner, "execute_stage", FakeKernel())
+    return tmp_path
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(cli.main, words)
+
+
+def test_the_default_is_all_of_digits_standard(here: Path) -> None:
+    result = call("run")
+    assert result.exit_code == 0, result.output
+    assert f"run folder {here / 'runs' / 'digits-standard'}" in result.output
+    assert "stage 6/6 06_detector" in result.output
+    assert "jupyter lab" in result.output
+
+
+def test_parameters_name_the_folder_and_reach_the_run(here: Path) -> None:
+    result = call("run", "--preset", "smoke", "-p", "n", "7", "-p", "seed", "3")
+    assert result.exit_code == 0, result.output
+    [folder] = (here / "runs").iterdir()
+    assert folder.name.startswith("digits-smoke-")
+    stored = json.loads((folder / "run.json").read_text())["parameters"]
+    assert (stored["n"], stored["seed"]) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "digit"), "did you mean 'digits'"),
+        (("run", "--preset", "smoek"), "did you mean 'smoke'"),
+        (("run", "-p", "radios", "1"), "did you mean 'radius'"),
+        (("run", "-p", "n", "many"), "expected n as int, got 'many'"),
+        (("run", "-p", "n", "1.5"), "expected n as int, got '1.5'"),
+        (("run", "-p", "n"), "requires 2 arguments"),
+        (("run", "-p", "n", "1", "-p", "n", "2"), "expected every parameter once"),
+        (("run", "--run-dir", "notebooks/03_attacks.ipynb"), "is a file"),
+        (("run", "folder:absent"), "with a PATH that exists"),
+        (("status", "absent"), "does not exist"),
+        (("status", "."), "is not a run folder: it holds no run.json"),
+        (("sweep", "absent.yaml"), "does not exist"),
+        (("bench", "everything"), "'attacks', 'boundary', 'region', 'all'"),
+        (("walk",), "No such command"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_starts_nothing(here: Path, words: tuple[str, ...], message: str) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (here / "runs").exists()
+
+
+def test_other_parameters_in_the_folder_exit_with_2_and_the_differences(here: Path) -> None:
+    assert call("run", "--preset", "smoke", "--run-dir", "a").exit_code == 0
+    result = call("run", "--preset", "smoke", "--run-dir", "a", "-p", "n", "7")
+    assert result.exit_code == 2
+    assert "n: 12 -> 7" in result.output
+
+
+def test_a_folder_in_use_exits_with_2(here: Path) -> None:
+    from nbsupport import store
+
+    with store.open_run("a", dataset="digits", preset="smoke").lock():
+        result = call("run", "--preset", "smoke", "--run-dir", "a")
+    assert result.exit_code == 2
+    assert f"is in use by process {os.getpid()}" in result.output
+
+
+def test_no_notebooks_exit_with_2(here: Path) -> None:
+    (here / "notebooks" / "01_datasets.ipynb").unlink()
+    result = call("run")
+    assert result.exit_code == 2
+    assert "no notebooks 01_datasets" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (StageFailed("02_training", "ValueError: no", "", "a.ipynb"), 1, "stage 02_training failed: ValueError: no"),
+        (
+            StageFailed("02_training", f"OSError: [Errno {errno.ENOSPC}] No space", "", "a.ipynb"),
+            1,
+            "The disk is full: free some space first.",
+        ),
+        (OSError(errno.ENOSPC, "No space"), 1, "The disk is full: free some space."),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+)
+def test_a_stopped_run_says_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", error))
+    result = call("run")
+    assert result.exit_code == code
+    assert message in result.output
+    assert "To go on where it stopped, give the same command again." in result.output
+
+
+def test_an_unreadable_run_json_exits_with_1(here: Path) -> None:
+    (here / "a").mkdir()
+    (here / "a" / "run.json").write_text("{")
+    for words in (("run", "--run-dir", "a"), ("status", "a")):
+        result = call(*words)
+        assert result.exit_code == 1
+        assert "run.json is damaged" in result.output
+
+
+def test_another_error_is_not_hidden(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", PermissionError("not yours")))
+    assert isinstance(call("run").exception, PermissionError)
+
+
+def test_a_dry_run_creates_nothing(here: Path) -> None:
+    result = call("run", "--preset", "smoke", "-p", "n", "7", "--dry-run")
+    assert result.exit_code == 0
+    assert not (here / "runs").exists()
+    assert "(-p)" in result.output
+    assert all(stage in result.output for stage in STAGES)
+
+
+def test_the_status_of_a_run(here: Path) -> None:
+    call("run", "--preset", "smoke", "--run-dir", "a")
+    result = call("status", "a")
+    assert result.exit_code == 0
+    assert result.output.count("complete, ") == 6
+
+
+def test_a_sweep_combines_its_tables(here: Path) -> None:
+    Path("mine.yaml").write_text("preset: smoke\nparameters: {n: [5, 6]}")
+    result = call("sweep", "mine.yaml")
+    assert result.exit_code == 0, result.output
+    assert (here / "runs" / "mine" / "03_attacks.csv").exists()
+    assert str(here / "runs" / "mine" / "runs.csv") in result.output
+
+
+def test_a_sweep_with_a_failure_exits_with_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.yaml").write_text("preset: smoke")
+    error = StageFailed("02_training", "ValueError: no", "", "a.ipynb")
+    monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", error))
+    result = call("sweep", "mine.yaml")
+    assert result.exit_code == 1
+    assert f"failed: {here / 'runs' / 'digits-smoke'}" in result.output
+    assert (here / "runs" / "mine" / "runs.csv").exists()
+
+
+def test_a_sweep_does_not_write_into_a_run(here: Path) -> None:
+    call("run", "--preset", "smoke", "--run-dir", "runs/mine")
+    Path("mine.yaml").write_text("preset: smoke")
+    result = call("sweep", "mine.yaml")
+    assert result.exit_code == 2
+    assert "which holds a run; rename mine.yaml" in result.output
+
+
+def test_a_scheduler_without_dask_exits_with_2(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    result = call("run", "--scheduler", "tcp://localhost:1")
+    assert result.exit_code == 2
+    assert 'pip install "nbsupport[cluster]"' in result.output
+
+
+def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("nbsupport.bench")
+    module.run = lambda what: [{"what": what, "images_per_second": 12.5}]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nbsupport.bench", module)
+    result = call("bench", "attacks", "--json", "rows.json")
+    assert result.exit_code == 0
+    assert result.output.split() == ["what", "images_per_second", "attacks", "12.5"]
+    assert json.loads(Path("rows.json").read_text()) == [{"what": "attacks", "images_per_second": 12.5}]
+
+
+@pytest.mark.parametrize("words", [(), ("run",), ("status",), ("sweep",), ("bench",)])
+def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
+    result = call(*words, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_the_module_is_the_command_line() -> None:
+    root = Path(cli.__file__).parents[1]
+    answer = subprocess.run(
+        [sys.executable, "-m", "nbsupport", "--version"], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == f"nbsupport, version {__version__}"
