@@ -72,8 +72,8 @@ def ddn_l2(
 
 _WORST = 5  # views in a gradient
 _TEMPERATURE = 0.2  # of the soft maximum, in logits
-_FIRST_STRIDE = 1.0  # L2
-_LAST_SHARE = 0.01  # of the first stride and norm change, at the end
+_STRIDE = 2.0  # first step, in norms of the perturbation
+_LAST_SHARE = 0.01  # of the first step and norm change, at the end
 _BISECTIONS = 10
 
 
@@ -127,9 +127,9 @@ class NormSearch(Search):
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
-        decay = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
-        stride = _FIRST_STRIDE * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
-        change = self.gamma * (_LAST_SHARE + (1 - _LAST_SHARE) * decay)
+        cosine = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
+        decay = _LAST_SHARE + (1 - _LAST_SHARE) * cosine
+        stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
         delta = delta - per_image(stride / _length(pull)) * pull
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
         delta = delta * per_image(state["norm"] / _length(delta))
