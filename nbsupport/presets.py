@@ -37,12 +37,14 @@ class Settings:
 
     # training [M]
     model: str = "digits_cnn"  # a name of models.build, or package.module:function
-    epochs: int = 30  # normal training
+    epochs: int = 40  # normal training
     pgd_schedule: str = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
-    fast_epochs: int = 20
+    fast_epochs: int = 30
     pgd_epochs: int = 10
     batch_size: int = 64
-    lr: float = 2e-3
+    lr: float = 0.1
+    weight_decay: float = 2e-3
+    label_smoothing: float = 0.2  # of the normal model
     augment: bool = False  # random crops and flips
     eps: float = 0.15  # L-inf budget of training, FGSM and PGD
     train_steps: int = 10
@@ -103,7 +105,9 @@ _MNIST: dict[str, Any] = {
     "pgd_epochs": 2,
     "validation_n": 1000,
     "batch_size": 64,
-    "lr": 1e-3,
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.0,
     "eps": 0.3,  # [M]
     "train_steps": 40,
     "train_step_size": 0.01,
@@ -120,7 +124,9 @@ _CIFAR10: dict[str, Any] = {
     "pgd_epochs": 5,
     "validation_n": 1000,
     "batch_size": 128,
-    "lr": 1e-3,
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.0,
     "augment": True,
     "eps": 8 / 255,  # [M]
     "train_steps": 7,

@@ -1,0 +1,112 @@
+"""Models by name: built, saved and loaded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nbsupport import artifacts, checks
+from nbsupport.models.resnet import ResNet20
+from nbsupport.models.small_cnn import DigitsCNN, MnistCNN
+from nbsupport.models.wide_resnet import WideResNet34
+
+Factory = Callable[[tuple[int, int, int], int], nn.Module]
+_FACTORIES: dict[str, Factory] = {
+    "digits_cnn": DigitsCNN,
+    "mnist_cnn": MnistCNN,
+    "resnet20": ResNet20,
+    "wrn_34_10": WideResNet34,
+}
+NAMES = tuple(_FACTORIES)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a model was built from."""
+
+    name: str
+    in_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return a new model with random weights, in channels-last memory, and its `spec` as an attribute.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`, or `package.module:function` for a factory of your own, which is called with `in_shape` and
+        `num_classes` as keywords and returns a module that maps images in [0, 1] to logits.
+    in_shape : (C, H, W)
+        The shape of one image.
+    num_classes : int
+        The number of logits.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name (with the close matches), a factory that cannot be imported, or an impossible shape.
+    """
+    checks.count(num_classes, name="num_classes", low=2)
+    if len(in_shape) != 3 or min(in_shape) < 1:
+        raise ValueError(f"expected in_shape as (channels, height, width), got {in_shape}")
+    if ":" in name:
+        model = _own_factory(name)(in_shape=in_shape, num_classes=num_classes)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"expected {name} to return a torch.nn.Module, got {type(model).__name__}")
+    else:
+        checks.choice(name, NAMES, name="model")
+        model = _FACTORIES[name](in_shape, num_classes)
+    vars(model)["spec"] = Spec(name, in_shape, num_classes)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Store a model made by `build` in the safetensors file `path`; the header keeps what it was built from.
+
+    Raises ValueError for a module that `build` did not make.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, Spec):
+        raise ValueError(
+            f"expected a model made by models.build, got {type(model).__name__}; "
+            "to store your own, build it as 'package.module:function'"
+        )
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    artifacts.save_tensors(Path(path), state, spec=json.dumps(asdict(spec)))
+
+
+def load(path: str | Path) -> nn.Module:
+    """Return the model stored in `path`, on the CPU and in evaluation mode.
+
+    Raises FileNotFoundError, DamagedArtifact for a truncated or altered file, and ValueError for one that holds no
+    model.
+    """
+    state, metadata = artifacts.load_with_metadata(Path(path))
+    if "spec" not in metadata:
+        raise ValueError(f"expected a model stored by models.save, got {path} without a spec in its header")
+    spec = json.loads(metadata["spec"])
+    model = build(spec["name"], in_shape=tuple(spec["in_shape"]), num_classes=spec["num_classes"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _own_factory(name: str) -> Callable[..., nn.Module]:
+    module, _, function = name.partition(":")
+    try:
+        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"expected {name!r} to name a function as package.module:function, got: {error}; "
+            "is the module on PYTHONPATH?"
+        ) from error
+    return factory
