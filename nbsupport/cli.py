@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,9 +139,10 @@ def bench(what: str, json_path: Path | None) -> None:
     import pandas as pd
 
     from nbsupport import artifacts, report
+    from nbsupport import bench as loops
 
     with _exit_codes():
-        rows = importlib.import_module("nbsupport.bench").run(what)
+        rows = loops.run(what)
         click.echo(report.frame_text(pd.DataFrame(rows)))
         if json_path is not None:
             artifacts.write_text(json_path, json.dumps(rows, indent=1) + "\n")

@@ -145,9 +145,11 @@ class Tracker:
             return None
         key = entry["stage"], entry["what"]
         now, done = entry["time"], entry["done"]
-        if entry["event"] in ("started", "resumed", "reused") or done < self._origin.get(key, (now, done + 1))[1]:
+        before = self.latest.get(key)
+        anew = before is None or done < before.done or entry["pid"] != before.pid
+        if anew or entry["event"] in ("started", "resumed", "reused"):
             self._origin[key] = now, done
-        since, before = self._origin[key]
+        since, first = self._origin[key]
         self.latest[key] = Progress(
             stage=entry["stage"],
             what=entry["what"],
@@ -157,7 +159,7 @@ class Tracker:
             time=now,
             pid=entry["pid"],
             host=entry["host"],
-            rate=(done - before) / (now - since) if done > before and now > since else None,
+            rate=(done - first) / (now - since) if done > first and now > since else None,
             extra={name: value for name, value in entry.items() if name not in _OWN},
         )
         return self.latest[key]

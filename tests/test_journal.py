@@ -92,6 +92,11 @@ def test_work_that_began_anew_has_a_rate_of_its_own() -> None:
     assert journal.summary(entries)[0].rate == pytest.approx(1)
 
 
+def test_another_process_has_a_rate_of_its_own() -> None:
+    entries = [entry(0, 10), entry(100, 20), entry(1000, 20, pid=8), entry(1010, 40, pid=8)]
+    assert journal.summary(entries)[0].rate == pytest.approx(2)
+
+
 def test_one_report_has_no_rate() -> None:
     [progress] = journal.summary([entry(0, 10)])
     assert progress.rate is None
