@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -48,6 +49,11 @@ def extras(progress: journal.Progress) -> list[str]:
     ]
 
 
+def _has_room() -> bool:
+    """Return whether the errors go to a terminal with lines and columns; some have none, and would show no bar."""
+    return sys.stderr.isatty() and 0 not in os.get_terminal_size(sys.stderr.fileno())
+
+
 class Follower:
     """A context in which the terminal follows the journal of `run_dir`, from its present end on.
 
@@ -57,7 +63,7 @@ class Follower:
 
     def __init__(self, run_dir: Path, echo: Echo = print, *, bars: bool | None = None, every: float = 5.0) -> None:
         self._path, self._echo, self._every = run_dir / journal.NAME, echo, every
-        self._bars = sys.stderr.isatty() if bars is None else bars
+        self._bars = _has_room() if bars is None else bars
         self._tracker = journal.Tracker()
         self._bar: tqdm[Any] | None = None
         self._key: tuple[str, str] | None = None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -65,6 +71,21 @@ def test_a_terminal_gets_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "a:" in told
     assert "4/4" in told
     assert "images/s" in told
+
+
+@pytest.mark.parametrize(("lines", "columns", "bars"), [(40, 120, True), (0, 120, False), (0, 0, False)])
+def test_a_terminal_without_a_size_gets_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, columns: int, bars: bool
+) -> None:
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    told: list[str] = []
+    with os.fdopen(side, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Follower(tmp_path, told.append):
+            Journal(tmp_path).report("03_attacks", "a", 4, 4)
+    os.close(main)
+    assert (told == []) == bars
 
 
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
