@@ -3,30 +3,48 @@
 from nbsupport.stages.attacks import Examples, attack_models, attack_table, load_examples
 from nbsupport.stages.boundary import boundary_table, load_profiles, probe_examples, run_directions
 from nbsupport.stages.claims import claims_table
-from nbsupport.stages.detector import Trial, detect, detector_table
+from nbsupport.stages.datasets import dataset_table
+from nbsupport.stages.detector import Trial, detect, detector_table, own_scores
+from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
+from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, region_accuracy
+from nbsupport.stages.slices import Slice, slice_through
 from nbsupport.stages.training import train_models
+from nbsupport.stages.training_accuracy import accuracy_table
 
 __all__ = [
     "MODELS",
     "Examples",
+    "Gallery",
+    "Instances",
+    "Slice",
     "Trial",
     "Votes",
+    "accuracy_table",
     "attack_models",
     "attack_table",
     "boundary_table",
+    "by_model",
     "claims_table",
+    "dataset_table",
     "detect",
     "detector_table",
+    "distorted",
     "evaluation_data",
+    "gallery",
+    "instances",
     "load_examples",
     "load_model",
     "load_profiles",
     "load_votes",
+    "own_scores",
     "probe_examples",
+    "region_accuracy",
     "region_table",
     "run_directions",
+    "run_distortions",
+    "slice_through",
     "train_models",
     "training_data",
     "vote_examples",

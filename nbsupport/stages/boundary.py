@@ -61,8 +61,9 @@ def _probe(
 
 def load_profiles(run: Run) -> dict[tuple[str, str], tuple[Tensor, Profile]]:
     """Return what `probe_examples` stored; a set of examples without a success is absent."""
-    probed = [(model, "benign") for model in MODELS]
-    probed += [key for key, examples in load_examples(run).items() if bool(examples.result.success.any())]
+    found, first = load_examples(run), run.settings.boundary_n
+    probed = [(model, "benign") for model in MODELS if bool(found[model, "FGSM"].result.correct[:first].any())]
+    probed += [key for key, examples in found.items() if bool(examples.result.success.any())]
     return {key: _profile(run.load(_path(*key), made_by=STAGE)) for key in probed}
 
 
@@ -78,7 +79,8 @@ def _inputs(run: Run, model_name: str, model: nn.Module) -> Iterator[tuple[str, 
     settings = run.settings
     test = evaluation_data(run, limit=min(settings.n, settings.boundary_n))
     correct = (runtime.predict(model, test.x).cpu() == test.y).nonzero().squeeze(1)
-    yield "benign", correct, test.x[correct]
+    if len(correct):
+        yield "benign", correct, test.x[correct]
     for (of, name), found in load_examples(run).items():
         successes = found.result.success.nonzero().squeeze(1)[: settings.boundary_n]
         if of == model_name and len(successes):

@@ -38,14 +38,15 @@ class Trial:
 def detect(run: Run) -> dict[tuple[str, str], Trial]:
     """Train a detector on each attack and on all, for both models, and store detector/<model>/<trained_on>.
 
-    Attacks with fewer than two successes in either part are left out.
+    Attacks with fewer than two successes in either part (in the training part: on images whose benign version was
+    probed as well) are left out, so there may be no detector at all.
     """
     settings, found = run.settings, {}
     num_classes = evaluation_data(run, limit=1).num_classes
     profiles = load_profiles(run)
     for model in MODELS:
         parts = _parts(settings, {name: entry for (of, name), entry in profiles.items() if of == model})
-        trained_on = [name for name, (seen, unseen) in parts.items() if name != "benign" and _enough(seen, unseen)]
+        trained_on = [name for name in parts if name != "benign" and _enough(parts, name)]
         for name in [*trained_on, *([ALL] if trained_on else [])]:
             benign, adversarial = _pairs(parts, trained_on if name == ALL else [name])
             fitted = _fit(run, model, name, benign, adversarial, num_classes)
@@ -62,6 +63,18 @@ def detector_table(trials: Mapping[tuple[str, str], Trial]) -> tuple[pd.DataFram
         for tested_on, adversarial in _tests(trial).items()
     ]
     return tables.detector(rows), rows
+
+
+def own_scores(trials: Mapping[tuple[str, str], Trial], model: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the scores of unseen benign and adversarial images by what the detector was trained and is tested on."""
+    return {
+        trial.trained_on: (
+            trial.detector.score(trial.benign),
+            trial.detector.score(_tests(trial)[trial.trained_on]),
+        )
+        for trial in trials.values()
+        if trial.model == model
+    }
 
 
 def _tests(trial: Trial) -> dict[str, Profile]:
@@ -83,8 +96,12 @@ def _parts(settings: Settings, profiles: Mapping[str, Indexed]) -> dict[str, tup
     return {name: (part(entry, train[entry[0]]), part(entry, ~train[entry[0]])) for name, entry in profiles.items()}
 
 
-def _enough(*parts: Indexed) -> bool:
-    return all(len(index) >= 2 for index, _ in parts)
+def _enough(parts: Mapping[str, tuple[Indexed, Indexed]], name: str) -> bool:
+    """Return whether the attack `name` has two pairs to learn from and two images to be tested on."""
+    if "benign" not in parts:
+        return False
+    (seen, _), (unseen, _) = parts[name]
+    return int(torch.isin(seen, parts["benign"][0][0]).sum()) >= 2 and len(unseen) >= 2
 
 
 def _pairs(parts: Mapping[str, tuple[Indexed, Indexed]], attacks: Sequence[str]) -> tuple[Profile, Profile]:
