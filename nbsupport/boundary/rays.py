@@ -1,0 +1,122 @@
+"""The distance to the decision boundary along every ray, an image times a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks, runtime
+from nbsupport.boundary.profile import Profile
+from nbsupport.boundary.search import Bisect, March, Rays
+from nbsupport.labels import PRECISIONS, Labeller
+from nbsupport.pool import drain
+
+SEARCHES = ("bracket", "scan", "refine")
+_BATCHES = 4  # slots of the pool, in batches of the model
+
+
+def probe(
+    model: nn.Module,
+    x: Tensor,
+    directions: Tensor,
+    magnitudes: Tensor | Sequence[float],
+    *,
+    search: str = "bracket",
+    stride: int = 8,
+    tolerance: float = 1e-4,
+    precision: str = "float32",
+) -> Profile:
+    """Return the distance from every image to the first other class along every direction.
+
+    The distance along d is the smallest magnitude t with f(clip(x + t d, 0, 1)) != f(x). Rays of all images share
+    one pool: a ray that has its answer leaves the batch and the next one enters, so that memory does not depend
+    on the number of images, apart from the result.
+
+    Parameters
+    ----------
+    model : Module
+        Maps images in [0, 1] to logits (N, L).
+    x : Tensor (N, C, H, W) float32
+        Images in [0, 1].
+    directions : Tensor (K, C*H*W) float32
+        Flattened in NCHW order; of RMS 1 (see `directions`) if distances are to be RMS values.
+    magnitudes : Tensor (M,) or sequence of floats
+        The grid: positive and ascending, [0, 1] units.
+    search : {"bracket", "scan", "refine"}
+        "scan" visits the grid in order: the definition. "bracket" marches in strides of `stride` grid steps and
+        bisects the first stride that ends in another class: the same answer, unless a ray leaves its class and
+        re-enters it within one stride. "refine" goes on bisecting below the grid step.
+    stride : int
+        Grid steps of one stride, at least 1 (not used by "scan").
+    tolerance : float
+        "refine" stops when the bracket is no longer than this, [0, 1] units, > 0 (or cannot be halved).
+    precision : {"float32", "mixed"}
+        "mixed": bfloat16 with every label near a tie confirmed in float32 (see `nbsupport.labels.Labeller`).
+
+    Returns
+    -------
+    Profile
+        On the model's device. `distance` is an element of `magnitudes` ("refine": the upper end of the bracket,
+        where the class is known to differ).
+
+    Raises
+    ------
+    ValueError
+        For images outside [0, 1], directions or magnitudes of wrong shape, type or order, an unknown search or
+        precision, and for a model whose logits are not finite or of wrong shape in any pass.
+
+    References
+    ----------
+    He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, section 4.
+    """
+    checks.images(x)
+    _check_directions(directions, x[0].numel())
+    checks.choice(search, SEARCHES, name="search")
+    checks.choice(precision, PRECISIONS, name="precision")
+    checks.count(stride, name="stride")
+    checks.number(tolerance, name="tolerance", open_low=True)
+    device = runtime.device_of(model, x)
+    grid = _grid(magnitudes).to(device)
+    with runtime.frozen(model):
+        label = Labeller(model, x, directions, precision=precision, reach=float(grid[-1]))
+        rays = Rays(label, len(directions))
+        march = March(rays, grid, stride=1 if search == "scan" else stride)
+        slots = _BATCHES * label.rows
+        drain(march, rays.count, slots=slots, every=1, device=device)
+        reached = march.high < march.beyond
+        distance, adjacent = march.values[march.high], march.adjacent
+        if search == "refine":
+            index = reached.nonzero().squeeze(1)
+            bisect = Bisect(march, index, tolerance=tolerance)
+            drain(bisect, len(index), slots=slots, every=1, device=device)
+            distance, adjacent = bisect.distance, bisect.adjacent
+    shape = len(x), len(directions)
+    return Profile(rays.center, distance.view(shape), adjacent.view(shape), reached.view(shape))
+
+
+def _check_directions(d: Tensor, dim: int) -> None:
+    if not isinstance(d, Tensor) or d.dtype != torch.float32:
+        got = d.dtype if isinstance(d, Tensor) else type(d).__name__
+        raise ValueError(
+            f"expected directions as a float32 tensor, got {got}; convert with torch.as_tensor(...).float()"
+        )
+    if d.ndim != 2 or d.shape[0] == 0 or d.shape[1] != dim:
+        raise ValueError(
+            f"expected directions of shape (K, {dim}), one flattened image a row, got {tuple(d.shape)}; "
+            f"make them with boundary.directions({dim}, ...)"
+        )
+    if not bool(torch.isfinite(d).all()):
+        raise ValueError("expected finite directions, got NaN or infinite values; drop those rows")
+
+
+def _grid(magnitudes: Tensor | Sequence[float]) -> Tensor:
+    grid = torch.as_tensor(magnitudes)
+    if not grid.is_floating_point():
+        grid = grid.float()
+    if grid.ndim != 1 or grid.numel() == 0:
+        raise ValueError(f"expected magnitudes of shape (M,) with M >= 1, got {tuple(grid.shape)}")
+    if not bool(torch.isfinite(grid).all()) or float(grid[0]) <= 0 or not bool((grid.diff() > 0).all()):
+        raise ValueError("expected magnitudes finite, above 0 and ascending; sort them and drop zeros and duplicates")
+    return grid

@@ -1,0 +1,99 @@
+"""The searches along rays, as jobs for the pool of slots.
+
+Every row of a pool keeps a bracket of its ray: at `low` the class is the image's, at `high` it is `adjacent`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nbsupport.labels import Labeller
+from nbsupport.pool import State
+
+
+class Rays:
+    """All rays of the images of `label`: ray i of K a direction belongs to image i // K and direction i % K."""
+
+    def __init__(self, label: Labeller, rays_per_image: int) -> None:
+        self.label, self.rays_per_image = label, rays_per_image
+        self.center = label.centers()
+        self.count = len(self.center) * rays_per_image
+
+    def narrow(self, state: State, at: Tensor, scale: Tensor, running: Tensor) -> None:
+        """Look at `scale` (R,) along the rays of `state` and move `low` or `high` of the running rows to `at`."""
+        image = state["ray"] // self.rays_per_image
+        found = self.label(image, state["ray"] % self.rays_per_image, scale)
+        differs = found != self.center[image]
+        state["low"] = torch.where(running & ~differs, at, state["low"])
+        state["high"] = torch.where(running & differs, at, state["high"])
+        state["adjacent"] = torch.where(running & differs, found, state["adjacent"])
+
+
+class March:
+    """Every ray on the grid, at positions 0 (the image), 1 to M (the magnitudes), M + 1 (beyond the grid).
+
+    While `high` lies beyond the grid a row marches by `stride` positions, then it bisects; it is done when `low`
+    and `high` are neighbours.
+    """
+
+    def __init__(self, rays: Rays, grid: Tensor, *, stride: int) -> None:
+        self.rays, self.stride, self.beyond = rays, stride, len(grid) + 1
+        self.values = torch.cat((grid.new_zeros(1), grid, grid.new_full((1,), math.inf)))
+        self.scale = self.values.float()
+        self.high = torch.empty(rays.count, dtype=torch.int64, device=grid.device)
+        self.adjacent = torch.empty_like(self.high)
+
+    def start(self, index: Tensor) -> State:
+        """Return the rows of the rays `index`, with their widest brackets."""
+        low = torch.zeros_like(index)
+        return {"ray": index, "low": low, "high": low + self.beyond, "adjacent": low - 1}
+
+    def step(self, state: State) -> None:
+        """Look once along every ray and narrow its bracket."""
+        low, high = state["low"], state["high"]
+        stride = (low + self.stride).clamp(max=self.beyond - 1)
+        at = torch.where(high == self.beyond, stride, (low + high) // 2)
+        self.rays.narrow(state, at, self.scale[at], ~self.done(state))
+
+    def done(self, state: State) -> Tensor:
+        """Return which brackets are as narrow as they shall be."""
+        return state["high"] - state["low"] == 1
+
+    def finish(self, state: State) -> None:
+        """Store the upper ends of the brackets and the classes there."""
+        self.high[state["ray"]] = state["high"]
+        self.adjacent[state["ray"]] = state["adjacent"]
+
+
+class Bisect:
+    """The rays `index` of a finished march, bisected below the grid step, in float64."""
+
+    def __init__(self, march: March, index: Tensor, *, tolerance: float) -> None:
+        self.march, self.index, self.tolerance = march, index, tolerance
+        self.distance, self.adjacent = march.values[march.high], march.adjacent
+
+    def start(self, index: Tensor) -> State:
+        """Return the rows of the rays `index`, with their widest brackets."""
+        ray = self.index[index]
+        position = self.march.high[ray]
+        low, high = self.march.values[position - 1].double(), self.march.values[position].double()
+        return {"ray": ray, "low": low, "high": high, "adjacent": self.adjacent[ray]}
+
+    def step(self, state: State) -> None:
+        """Look once along every ray and narrow its bracket."""
+        middle = (state["low"] + state["high"]) / 2
+        self.march.rays.narrow(state, middle, middle.float(), ~self.done(state))
+
+    def done(self, state: State) -> Tensor:
+        """Return which brackets are as narrow as they shall be."""
+        low, high = state["low"], state["high"]
+        middle = (low + high) / 2
+        return (high - low <= self.tolerance) | (middle <= low) | (middle >= high)  # or nothing lies between
+
+    def finish(self, state: State) -> None:
+        """Store the upper ends of the brackets and the classes there."""
+        self.distance[state["ray"]] = state["high"].to(self.distance.dtype)
+        self.adjacent[state["ray"]] = state["adjacent"]

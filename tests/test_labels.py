@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbsupport import boundary
+from nbsupport.labels import Labeller
+
+
+class Net(nn.Module):
+    """A random network on 3x6x5 images; counts the rows seen in float32."""
+
+    def __init__(self, batch: int = 64) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten()
+        )
+        self.last = nn.Linear(240, 6)
+        with torch.no_grad():
+            self.last.weight.mul_(20)
+            self.last.bias.copy_(-self.last(self.layers(torch.full((1, 3, 6, 5), 0.5)))[0])
+        self.batch_rows = {"cpu": batch, "cuda": batch}
+        self.exact = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            self.exact += len(x)
+        z: Tensor = self.last(self.layers(x))
+        return z
+
+
+@pytest.fixture(scope="module")
+def near() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Images, directions, and 4,000 rows, half of them within 1e-4 of a boundary."""
+    g = torch.Generator().manual_seed(1)
+    x = 0.4 + 0.2 * torch.rand(30, 3, 6, 5, generator=g)
+    d = boundary.directions(90, 50, negate=True, generator=g)
+    found = boundary.probe(Net(), x, d, [0.05 * (i + 1) for i in range(12)], search="refine")
+    image, point = found.reached.nonzero().T
+    pick = torch.randperm(len(image), generator=g)[:2000]
+    assert len(pick) == 2000
+    at = found.distance[image[pick], point[pick]] - 1e-4 * torch.rand(2000, generator=g)
+    anywhere = torch.randint(30, (2000,), generator=g), torch.randint(100, (2000,), generator=g)
+    rows = (
+        torch.cat((image[pick], anywhere[0])),
+        torch.cat((point[pick], anywhere[1])),
+        torch.cat((at, 0.6 * torch.rand(2000, generator=g))),
+    )
+    return x, d, rows
+
+
+def test_labels_are_the_plain_evaluation_s(near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
+    x, d, (image, point, scale) = near
+    model = Net()
+    plain = model((x[image] + scale[:, None, None, None] * d[point].view(-1, 3, 6, 5)).clamp(0, 1)).argmax(1)
+    found = Labeller(model, x, d)(image, point, scale)
+    assert found.dtype == torch.int64
+    assert (found == plain).float().mean() > 0.999  # up to rounding at the boundary
+    assert torch.equal(Labeller(model, x, d).centers(), model(x).argmax(1))
+    assert Labeller(model, x, d).num_classes == 6
+
+
+def test_mixed_precision_gives_the_labels_of_float32(
+    near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    x, d, rows = near
+    model = Net()
+    expected = Labeller(model, x, d)(*rows)
+    state = torch.get_rng_state()
+    mixed = Labeller(model, x, d, precision="mixed", reach=0.6)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.exact = 0
+    assert torch.equal(mixed(*rows), expected)
+    assert 1000 < model.exact < 3600  # the near half was confirmed, most of the others were not
+    mixed.bound = -1.0
+    assert bool((mixed(*rows) != expected).any())  # without confirmation, labels differ: the test has power
+
+
+def test_mixed_precision_serves_probe(near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
+    x, d, _ = near
+    grid = [0.05 * (i + 1) for i in range(12)]
+    expected = boundary.probe(Net(), x, d, grid)
+    found = boundary.probe(Net(), x, d, grid, precision="mixed")
+    assert torch.equal(found.distance, expected.distance)
+    assert torch.equal(found.adjacent, expected.adjacent)
+
+
+def test_the_bound_covers_the_errors_of_other_points(
+    near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    x, d, (image, point, scale) = near
+    mixed = Labeller(Net(), x, d, precision="mixed", reach=0.6)
+    assert mixed.bound is not None
+    batch = (x[image] + scale[:, None, None, None] * d[point].view(-1, 3, 6, 5)).clamp(0, 1)
+    model = Net()
+    with torch.no_grad():
+        z = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            reduced = model(batch)
+    first, second = reduced.float().topk(2).indices.T[..., None]
+    error = (reduced.gather(1, first) - reduced.gather(1, second)) - (z.gather(1, first) - z.gather(1, second))
+    assert 0.1 * mixed.bound < error.abs().max() < mixed.bound
