@@ -8,7 +8,7 @@ from nbsupport.stages.detector import Trial, detect, detector_table, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
-from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, region_accuracy
+from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import Slice, slice_through
 from nbsupport.stages.training import train_models
 from nbsupport.stages.training_accuracy import accuracy_table
@@ -34,6 +34,7 @@ __all__ = [
     "evaluation_data",
     "gallery",
     "instances",
+    "kept_epochs",
     "load_examples",
     "load_model",
     "load_profiles",

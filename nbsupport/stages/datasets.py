@@ -10,7 +10,7 @@ from nbsupport.data import ImageSet
 
 
 def dataset_table(train: ImageSet, test: ImageSet) -> pd.DataFrame:
-    """Return a row for the training and a row for the test images: how many, their shape and range, in their own unit."""
+    """Return a row for the training and one for the test images: how many, their shape, and their range in its unit."""
     return pd.DataFrame([_row("training", train), _row("test", test)])
 
 

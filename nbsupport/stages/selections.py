@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +23,17 @@ T = TypeVar("T")
 def by_model(found: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:
     """Return what is filed under (model, examples) as model -> examples, both models always among the keys."""
     return {model: {name: entry for (of, name), entry in found.items() if of == model} for model in MODELS}
+
+
+def kept_epochs(history: pd.DataFrame) -> dict[str, int]:
+    """Return the epoch of each model in `history` whose weights `train.fit` kept.
+
+    It is the last of those with the best validation accuracy, under PGD for the PGD-trained model.
+    """
+    scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
+    parts = {model: history[history["model"] == model] for model in scores}
+    best = {model: part[part[scores[model]] == part[scores[model]].max()] for model, part in parts.items()}
+    return {model: int(part["epoch"].max()) for model, part in best.items() if len(part)}
 
 
 @dataclass(frozen=True, eq=False)
