@@ -44,8 +44,9 @@ class Settings:
     batch_size: int = 64
     lr: float = 0.1
     weight_decay: float = 2e-3
-    label_smoothing: float = 0.2  # of the normal model
-    augment: bool = False  # random crops and flips
+    label_smoothing: float = 0.1  # of the normal model
+    augment: str = "crop"  # of the normal model: "none", "crop" or "crop-flip"
+    pgd_augment: str = "none"  # of the PGD-trained model
     eps: float = 0.15  # L-inf budget of training, FGSM and PGD
     train_steps: int = 10
     train_step_size: float = 0.0375
@@ -127,7 +128,8 @@ _CIFAR10: dict[str, Any] = {
     "lr": 0.1,
     "weight_decay": 5e-4,
     "label_smoothing": 0.0,
-    "augment": True,
+    "augment": "crop-flip",
+    "pgd_augment": "crop-flip",
     "eps": 8 / 255,  # [M]
     "train_steps": 7,
     "train_step_size": 2 / 255,
@@ -149,7 +151,7 @@ _CIFAR10: dict[str, Any] = {
 
 _SMOKE: dict[str, Any] = {"n": 12, "strong_n": 4, "adam_n": 4, "search_steps": 2, "adam_steps": 50, "boundary_n": 12}
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "smoke"): {**_SMOKE, "epochs": 4, "fast_epochs": 3, "pgd_epochs": 1, "detector_steps": 40},
+    ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
     ("digits", "standard"): {},
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {

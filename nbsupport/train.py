@@ -21,6 +21,7 @@ from nbsupport.runtime import channels_last, device_of, frozen, rows_per_batch
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 COLUMNS = ("epoch", "loss", "benign_accuracy", "pgd_accuracy", "seconds")
+AUGMENTATIONS = ("none", "crop", "crop-flip")
 _WARM_UP = 0.2  # share of all steps in which the learning rate rises
 
 
@@ -37,7 +38,7 @@ def fit(
     lr: float = 0.1,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
-    augment: bool = False,
+    augment: str = "none",
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -64,8 +65,8 @@ def fit(
         What `pgd_accuracy` is measured under; None: the last adversary of the schedule.
     batch_size, lr, weight_decay, label_smoothing
         As usual.
-    augment : bool
-        Random crops of images padded by 4 pixels, and horizontal flips.
+    augment : {"none", "crop", "crop-flip"}
+        Random crops of images padded by an eighth of their height, and horizontal flips.
     checkpoint : Path, optional
         Written after every epoch. Where it exists, training resumes there, with the same result as if it had not
         been interrupted; a damaged one is named and training starts anew.
@@ -92,6 +93,7 @@ def fit(
     checks.number(lr, name="lr", open_low=True)
     checks.number(weight_decay, name="weight_decay")
     checks.number(label_smoothing, name="label_smoothing", high=1.0)
+    checks.choice(augment, AUGMENTATIONS, name="augment")
     schedule = list(adversary) if isinstance(adversary, Sequence) else [adversary] * epochs
     if len(schedule) != epochs:
         raise ValueError(f"expected one adversary for each of {epochs} epochs, got {len(schedule)}")
@@ -116,8 +118,8 @@ def fit(
             step = epoch * batches + batch
             optimiser.param_groups[0]["lr"] = lr * _rate(step / (epochs * batches))
             x, y = train_set.x[index.to(device)], train_set.y[index.to(device)]
-            if augment:
-                x = _augmented(x, generator)
+            if augment != "none":
+                x = _augmented(x, generator, flip=augment == "crop-flip")
             attack = schedule[epoch]
             if attack is not None:
                 x = attack(model, x, y)
@@ -233,14 +235,15 @@ def _rate(done: float) -> float:
     return done / _WARM_UP if done < _WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))
 
 
-def _augmented(x: Tensor, generator: torch.Generator | None, pad: int = 4) -> Tensor:
-    """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and flipped at random."""
+def _augmented(x: Tensor, generator: torch.Generator | None, *, flip: bool) -> Tensor:
+    """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and, if asked, flipped at random."""
     n, channels, height, width = x.shape
+    pad = height // 8
     top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
-    flip = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+    flipped = (torch.rand(n, generator=generator) < 0.5 * flip).to(x.device)
     rows = top[:, None] + torch.arange(height, device=x.device)  # (N, H)
     columns = left[:, None] + torch.arange(width, device=x.device)  # (N, W)
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
     padded = F.pad(x, (pad, pad, pad, pad))
     image = torch.arange(n, device=x.device)[:, None, None, None]
     channel = torch.arange(channels, device=x.device)[None, :, None, None]

@@ -46,7 +46,7 @@ def train_models(run: Run) -> pd.DataFrame:
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             label_smoothing=settings.label_smoothing if normal else 0.0,
-            augment=settings.augment,
+            augment=settings.augment if normal else settings.pgd_augment,
             checkpoint=run.path("models", f".{name}.checkpoint"),
             progress=partial(_report, run, name),
         )
