@@ -63,7 +63,8 @@ def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.
     else:
         checks.choice(name, NAMES, name="model")
         model = _FACTORIES[name](in_shape, num_classes)
-    vars(model)["spec"] = Spec(name, in_shape, num_classes)
+    channels, height, width = map(int, in_shape)
+    vars(model)["spec"] = Spec(name, (channels, height, width), num_classes)
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -88,15 +89,19 @@ def save(model: nn.Module, path: str | Path) -> None:
 def load(path: str | Path) -> nn.Module:
     """Return the model stored in `path`, on the CPU and in evaluation mode.
 
-    Raises FileNotFoundError, DamagedArtifact for a truncated or altered file, and ValueError for one that holds no
-    model.
+    A model of a user's own factory imports that factory. Raises FileNotFoundError, DamagedArtifact for a truncated
+    or altered file, and ValueError for one that holds no model or weights that no longer fit.
     """
     state, metadata = artifacts.load_with_metadata(Path(path))
     if "spec" not in metadata:
         raise ValueError(f"expected a model stored by models.save, got {path} without a spec in its header")
     spec = json.loads(metadata["spec"])
-    model = build(spec["name"], in_shape=tuple(spec["in_shape"]), num_classes=spec["num_classes"])
-    model.load_state_dict(state)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: no stream shall notice them
+        model = build(spec["name"], in_shape=tuple(spec["in_shape"]), num_classes=spec["num_classes"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"expected {path} to fit what {spec['name']} builds now; train it again ({error})") from None
     return model.eval()
 
 

@@ -16,9 +16,8 @@ class DigitsCNN(nn.Sequential):
     batch_rows: ClassVar[dict[str, int]] = {"cpu": 256}
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
-        channels, height, width = in_shape
         super().__init__(
-            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.Conv2d(in_shape[0], 32, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 32, 3, padding=1),
             nn.ReLU(),
@@ -27,7 +26,7 @@ class DigitsCNN(nn.Sequential):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * (height // 4) * (width // 4), 64),
+            nn.Linear(64 * _pooled_twice(in_shape), 64),
             nn.ReLU(),
             nn.Linear(64, num_classes),
         )
@@ -46,16 +45,23 @@ class MnistCNN(nn.Sequential):
     batch_rows: ClassVar[dict[str, int]] = {"cpu": 128}
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
-        channels, height, width = in_shape
         super().__init__(
-            nn.Conv2d(channels, 32, 5, padding=2),
+            nn.Conv2d(in_shape[0], 32, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * (height // 4) * (width // 4), 1024),
+            nn.Linear(64 * _pooled_twice(in_shape), 1024),
             nn.ReLU(),
             nn.Linear(1024, num_classes),
         )
+
+
+def _pooled_twice(in_shape: tuple[int, int, int]) -> int:
+    """Return the number of pixels that two poolings by 2 leave."""
+    _, height, width = in_shape
+    if min(height, width) < 4:
+        raise ValueError(f"expected images of at least 4x4 pixels, which are pooled twice, got {height}x{width}")
+    return (height // 4) * (width // 4)
