@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
 
 def describe(progress: journal.Progress) -> str:
     """Return one line: what, units done, rate and time left (while it goes on), and what else was reported."""
-    parts = [f"{progress.what:<24} {progress.done}/{progress.total} {progress.unit}"]
+    parts = [f"{progress.what:<28} {progress.done}/{progress.total} {progress.unit}"]
     if progress.rate and not progress.complete:
         parts.append(f"{progress.rate:.3g}/s")
     if progress.time_left:
@@ -107,7 +107,7 @@ class Follower:
         if entry["event"] == "damaged":
             self._line(f"  damaged, computed again: {entry.get('path')} ({entry.get('why')})")
         elif entry["event"] == "reused":
-            self._line(f"  {progress.what:<24} {progress.total} {progress.unit}, reused")
+            self._line(f"  {progress.what:<28} {progress.total} {progress.unit}, reused")
         elif self._bars:
             self._draw(progress)
         elif progress.complete or time.monotonic() - self._last_line >= self._every:

@@ -27,9 +27,9 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("done", "rate", "text"),
     [
-        (20, 4.0, "normal/FGSM              20/100 images, 4/s, 20 s left, success 0.5"),
-        (20, None, "normal/FGSM              20/100 images, success 0.5"),
-        (100, 4.0, "normal/FGSM              100/100 images, success 0.5"),
+        (20, 4.0, "normal/FGSM                  20/100 images, 4/s, 20 s left, success 0.5"),
+        (20, None, "normal/FGSM                  20/100 images, success 0.5"),
+        (100, 4.0, "normal/FGSM                  100/100 images, success 0.5"),
     ],
 )
 def test_a_line_of_progress(done: int, rate: float | None, text: str) -> None:
@@ -54,9 +54,9 @@ def follow(folder: Path, *, bars: bool, every: float = 1e9) -> list[str]:
 
 def test_a_log_file_gets_a_line_for_what_is_finished(tmp_path: Path) -> None:
     first, *rest = follow(tmp_path, bars=False)
-    assert first.startswith("  a                        4/4 images")
+    assert first.startswith("  a                            4/4 images")
     assert rest == [
-        "  b                        4 images, reused",
+        "  b                            4 images, reused",
         "  damaged, computed again: c.safetensors (truncated)",
     ]
 
