@@ -1,0 +1,45 @@
+"""Figures of the suite: arrays in, matplotlib Figure out, in one style, without pyplot's global state.
+
+Lengths come in [0, 1] units; `pixel_max` gives the unit in which they are drawn. A figure is shown by Jupyter when it
+ends a cell, is saved by `fig.savefig(path)`, and need not be closed.
+"""
+
+from nbsupport.plots.blank import nothing_to_show
+from nbsupport.plots.boundary import distance_curves, purity_curves
+from nbsupport.plots.claims import claims_overview
+from nbsupport.plots.curves import detector_training, training_curves
+from nbsupport.plots.detector import error_rates, roc
+from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values
+from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
+from nbsupport.plots.instance import instance_boundary
+from nbsupport.plots.region import region_accuracy
+from nbsupport.plots.schematic import decision_regions, detector_architecture
+from nbsupport.plots.slices import hypercube_outline, slice_with_hypercube
+from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour
+
+__all__ = [
+    "EXAMPLES",
+    "attack_grid",
+    "claims_overview",
+    "class_colours",
+    "class_counts",
+    "decision_regions",
+    "detector_architecture",
+    "detector_training",
+    "distance_curves",
+    "distortion_distribution",
+    "error_rates",
+    "examples_colour",
+    "hypercube_outline",
+    "instance_boundary",
+    "montage",
+    "nothing_to_show",
+    "pixel_values",
+    "purity_curves",
+    "region_accuracy",
+    "rms_examples",
+    "roc",
+    "slice_with_hypercube",
+    "training_curves",
+    "variants_side_by_side",
+]

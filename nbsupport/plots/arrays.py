@@ -1,0 +1,89 @@
+"""Tensors, arrays and tables turned into what matplotlib draws, each checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Values: TypeAlias = ArrayLike | Tensor
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+
+
+class ProfileLike(Protocol):
+    """What is read of a `boundary.Profile` of N images and K rays; distance inf and adjacent -1: no boundary met."""
+
+    @property
+    def center(self) -> Tensor:
+        """The class at each image, (N,)."""
+
+    @property
+    def distance(self) -> Tensor:
+        """The distance of each ray in [0, 1] units, (N, K)."""
+
+    @property
+    def adjacent(self) -> Tensor:
+        """The class beyond the boundary on each ray, (N, K)."""
+
+
+def numbers(values: Values, *, name: str, shape: Sequence[int | str]) -> NDArray[Any]:
+    """Return `values` as an array of `shape`, in which a string is a free length; ValueError if it has another one."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, array.shape, strict=False)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"expected {name} of shape ({wanted}), got {array.shape}")
+    return array
+
+
+def floats(values: Values, *, name: str, shape: Sequence[int | str]) -> Floats:
+    """Return `values` as float64 of `shape`."""
+    return numbers(values, name=name, shape=shape).astype(np.float64)
+
+
+def labels(values: Values, *, name: str, shape: Sequence[int | str], classes: Sequence[str], low: int = 0) -> Integers:
+    """Return `values` as int64 labels of `shape`; ValueError if one is not in [low, len(classes))."""
+    array = numbers(values, name=name, shape=shape)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"expected {name} as whole numbers, got {array.dtype}")
+    if array.size and (array.min() < low or array.max() >= len(classes)):
+        raise ValueError(
+            f"expected {name} from {low} to {len(classes) - 1}, the index of one of {len(classes)} classes, "
+            f"got labels from {array.min()} to {array.max()}"
+        )
+    return array.astype(np.int64)
+
+
+def images(values: Values, *, name: str, shape: Sequence[int | str] = ("N", "C", "H", "W")) -> Floats:
+    """Return images of one or three channels as float64 of `shape`, whose last three axes are C, H, W."""
+    array = floats(values, name=name, shape=shape)
+    if array.shape[-3] not in (1, 3):
+        raise ValueError(f"expected {name} with one channel (grey) or three (RGB), got {array.shape[-3]}")
+    return array
+
+
+def columns(frame: pd.DataFrame, needed: Sequence[str], *, name: str) -> None:
+    """Raise ValueError unless `frame` has rows and all of the columns `needed`."""
+    missing = [column for column in needed if column not in frame.columns]
+    if missing:
+        raise ValueError(f"expected {name} with the columns {', '.join(needed)}; missing: {', '.join(missing)}")
+    if frame.empty:
+        raise ValueError(f"expected {name} with at least one row, got an empty table")
+
+
+def not_empty(mapping: Mapping[str, object], *, name: str) -> None:
+    """Raise ValueError if there is nothing to draw."""
+    if not mapping:
+        raise ValueError(f"expected at least one entry in {name}, got none")
+
+
+def rms(a: Floats, b: Floats) -> Floats:
+    """Return the RMS of `a - b` over the last three axes (C, H, W)."""
+    return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=(-3, -2, -1))))

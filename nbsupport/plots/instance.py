@@ -1,0 +1,126 @@
+"""The figure of the decision boundary around a single image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nbsupport import checks
+from nbsupport.plots import arrays
+from nbsupport.plots.arrays import ProfileLike
+from nbsupport.plots.style import BLACK, GREY, MARKERS, class_colours, house_style, panels, unit
+
+_CROSS: dict[str, Any] = {"linestyle": "none", "marker": "x", "color": GREY, "markersize": 4.5}
+
+
+def _dots(label: int, colours: list[tuple[float, float, float]], rays: int = 0) -> dict[str, Any]:
+    marker = MARKERS[label % len(MARKERS)]
+    size = 6.0 if rays == 0 else 5.0 if rays <= 300 else 3.5
+    edge = {"markeredgecolor": BLACK, "markeredgewidth": 0.3 if rays <= 300 else 0.0}
+    return {"linestyle": "none", "marker": marker, "color": colours[label], "markersize": size, **edge}
+
+
+def instance_boundary(
+    instances: Mapping[str, ProfileLike],
+    *,
+    classes: Sequence[str],
+    radius: float,
+    last: float,
+    clipped_rms: Mapping[str, float] | None = None,
+    pixel_max: float = 1.0,
+) -> Figure:
+    """Return one image's rays sorted by distance, coloured by adjacent class, its versions side by side.
+
+    The black line is at radius / sqrt(3), the expected RMS of a sample of region classification before clipping.
+    Rays that meet no boundary stand as crosses at the last magnitude.
+
+    Parameters
+    ----------
+    instances
+        Title (usually the name of the examples) -> profile of one image: center (1,), distance and adjacent (1,
+        K).
+    classes
+        The L names.
+    radius
+        Half-width of the hypercube, in [0, 1] units.
+    last
+        The last magnitude searched, in [0, 1] units.
+    clipped_rms
+        Title -> mean RMS of the region samples after clipping, in [0, 1] units, for the caption.
+    pixel_max
+        The axes are in units of [0, pixel_max].
+
+    Raises
+    ------
+    ValueError
+        For no instance, a profile of more than one image, or `radius` or `last` not above 0.
+
+    References
+    ----------
+    He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
+    """
+    arrays.not_empty(instances, name="instances")
+    checks.number(radius, name="radius", open_low=True)
+    checks.number(last, name="last", open_low=True)
+    line = radius / np.sqrt(3) * pixel_max
+    colours = class_colours(len(classes))
+    seen: set[int] = set()
+    censored = 0
+    with house_style():
+        fig, axes = panels(instances, 4.6, sharey=True)
+        for ax, (title, profile) in zip(axes, instances.items(), strict=True):
+            distance = arrays.floats(profile.distance, name=f"distance of {title}", shape=(1, "K"))[0]
+            shape = (1, len(distance))
+            adjacent = arrays.labels(
+                profile.adjacent, name=f"adjacent of {title}", shape=shape, classes=classes, low=-1
+            )[0]
+            center = arrays.labels(profile.center, name=f"center of {title}", shape=(1,), classes=classes)[0]
+            reached = np.isfinite(distance)
+            order = np.argsort(distance, kind="stable")
+            rank = np.empty(len(order), int)
+            rank[order] = np.arange(1, len(order) + 1)
+            for label in np.unique(adjacent[reached]):
+                those = reached & (adjacent == label)
+                ax.plot(
+                    rank[those],
+                    distance[those] * pixel_max,
+                    **_dots(label, colours, len(distance)),
+                    label=classes[label],
+                )
+            ax.plot(rank[~reached], np.full((~reached).sum(), last * pixel_max), **_CROSS, label="no boundary met")
+            ax.axhline(line, color="black", linewidth=1.5, zorder=3, label="radius / sqrt(3)")
+            seen |= {int(label) for label in adjacent[reached]}
+            censored += int((~reached).sum())
+            after = ""
+            if clipped_rms is not None and title in clipped_rms:
+                after = f"\nregion sample after clipping: RMS {clipped_rms[title] * pixel_max:.3g}"
+            ax.set_title(f"{title}: the model says {classes[center]}")
+            rays = f"{reached.sum()} of {len(distance)} rays reach a boundary"
+            ax.set(
+                xlabel=f"rank of the ray (1: the nearest boundary)\n{rays}{after}", ylim=(0, 1.05 * last * pixel_max)
+            )
+            ax.set_xlim(1 - 0.02 * len(distance), 1.02 * len(distance))
+            if len(instances) > 2:  # narrow panels
+                ax.xaxis.label.set_size(8.5)
+                ax.title.set_size(9.5)
+        axes[0].set_ylabel(f"distance (RMS, {unit(pixel_max)})")
+        handles = [Line2D([], [], **_dots(label, colours), label=classes[label]) for label in sorted(seen)]
+        if censored:
+            handles.append(Line2D([], [], **_CROSS, label=f"none within {last * pixel_max:.4g}"))
+        handles.append(
+            Line2D(
+                [], [], color="black", linewidth=1.5, label=f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
+            )
+        )
+        fig.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=int(fig.get_size_inches()[0] / 1.5),
+            frameon=False,
+            title="class beyond the boundary",
+        )
+    return fig

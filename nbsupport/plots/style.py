@@ -1,0 +1,186 @@
+"""The look of every figure: seaborn's white grid, colour-blind-safe colours, one colour for each kind of example."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import textwrap
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from nbsupport.intervals import Rate
+
+WIDTH = 9.0  # inches, a notebook's column
+BLACK = "#1a1a1a"
+GREY = "#949494"
+
+# seaborn's "colorblind" palette, written out so that a figure does not change with seaborn's version.
+PALETTE = (
+    "#0173b2",  # blue
+    "#de8f05",  # orange
+    "#029e73",  # green
+    "#d55e00",  # vermillion
+    "#cc78bc",  # pink
+    "#ca9161",  # brown
+    "#fbafe4",  # light pink
+    "#949494",  # grey
+    "#ece133",  # yellow
+    "#56b4e9",  # sky blue
+)
+# One more than the colours: class i's pair (colour, marker) is unique up to 110 classes.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+
+EXAMPLES = {
+    "benign": BLACK,
+    "FGSM": "#de8f05",
+    "PGD": "#d55e00",
+    "OPTBRITTLE": "#029e73",
+    "OPTSTRONG": "#ca9161",
+    "OPTMARGIN": "#0173b2",
+    "OPTMARGIN-adam": "#56b4e9",
+    "OPTMARGIN-authors": "#cc78bc",
+    "noise": GREY,
+    "errors": "#5d3a9b",
+    "all": "#5a5a5a",
+}
+VERDICTS = {"holds": "#0173b2", "fails": "#d55e00", "undecided": GREY}
+VERDICT_MARKERS = {"holds": "o", "fails": "X", "undecided": "D"}
+
+
+class Picture(Figure):
+    """A matplotlib figure that is drawn in the house style and shown by Jupyter.
+
+    A bare `Figure` shows in a notebook only after pyplot's inline backend was loaded; `_repr_png_` shows this one
+    always. Part of a figure's style (ticks, grid) is read while it is drawn, so that drawing enters the style again.
+    """
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure in the house style, whatever the reader's own settings are."""
+        with house_style():
+            super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def house_style() -> Iterator[None]:
+    """Apply seaborn's white grid with the suite's font sizes; restore every setting on exit."""
+    settings = {
+        **seaborn.axes_style("whitegrid"),
+        **seaborn.plotting_context("paper"),
+        "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same widths on every machine
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "legend.title_fontsize": 9,
+        "figure.titlesize": 11,
+        "axes.edgecolor": "0.6",
+        "grid.color": "0.9",
+        "lines.linewidth": 1.7,
+        "savefig.facecolor": "white",
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def figure(height: float, *, width: float = WIDTH, layout: Any = "constrained") -> Picture:
+    """Return an empty figure, known to no global list of figures (nothing to close)."""
+    fig = Picture(figsize=(width, height), layout=layout, facecolor="white", dpi=100)
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg]
+    return fig
+
+
+def headline(fig: Figure, text: str) -> None:
+    """Put `text` above all panels, its lines broken to fit the figure's width."""
+    fig.suptitle(broken(text, fig.get_size_inches()[0], 12))
+
+
+def broken(text: str, width: float, rate: float) -> str:
+    """Return `text` with its lines broken to fit `width` inches at `rate` characters an inch."""
+    return "\n".join(textwrap.fill(line, int(rate * width)) for line in text.split("\n"))
+
+
+def panels(
+    titles: Iterable[str], height: float, *, sharex: bool = False, sharey: bool = False
+) -> tuple[Picture, list[Axes]]:
+    """Return a figure with one titled panel for each of `titles`, in a row; a single panel is narrower."""
+    names = list(titles)
+    fig = figure(height, width=WIDTH if len(names) > 1 else 0.7 * WIDTH)
+    axes = list(fig.subplots(1, len(names), sharex=sharex, sharey=sharey, squeeze=False)[0])
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(name)
+    return fig, axes
+
+
+def examples_colour(name: str) -> str:
+    """Return the colour of a kind of example, the same in every figure; an unknown name gets a fixed one of its own."""
+    return EXAMPLES.get(name) or PALETTE[zlib.crc32(name.encode()) % len(PALETTE)]
+
+
+def examples_marker(name: str) -> str:
+    """Return the marker of a kind of example, the same in every figure."""
+    names = list(EXAMPLES)
+    return MARKERS[(names.index(name) if name in names else zlib.crc32(name.encode())) % len(MARKERS)]
+
+
+def examples_style(name: str) -> dict[str, Any]:
+    """Return colour and marker of a kind of example as keywords of `Axes.plot`."""
+    return {"color": examples_colour(name), "marker": examples_marker(name)}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return `names` in the suite's order of examples, unknown ones last in their own order."""
+    order = list(EXAMPLES)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def blend(colour: Any, target: float, weight: float) -> tuple[float, float, float]:
+    """Return `colour` moved by `weight` towards white (`target` 1) or black (0)."""
+    red, green, blue = to_rgb(colour)
+    return (
+        red + weight * (target - red),
+        green + weight * (target - green),
+        blue + weight * (target - blue),
+    )
+
+
+def class_colours(count: int) -> list[tuple[float, float, float]]:
+    """Return `count` colours for classes: the palette, then darker and lighter turns of it."""
+    turns = ((0.0, 0.0), (0.0, 0.35), (1.0, 0.45), (0.0, 0.6), (1.0, 0.7))
+    return [blend(PALETTE[i % len(PALETTE)], *turns[i // len(PALETTE) % len(turns)]) for i in range(count)]
+
+
+def unit(pixel_max: float) -> str:
+    """Return the unit of a length in words, e.g. 'pixels in [0, 255]'."""
+    return f"pixels in [0, {pixel_max:g}]"
+
+
+def percent(rate: Rate) -> str:
+    """Return a rate with its interval in per cent, e.g. '12 % [5, 22]'."""
+    if rate.n == 0:
+        return "not measured"
+    return f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+def legend_below(ax: Axes, *, ncols: int = 2, **options: Any) -> None:
+    """Put the legend of `ax` under its x label, where no curve can hide behind it."""
+    if ax.get_legend_handles_labels()[0] or "handles" in options:
+        below = ax.transAxes + ScaledTranslation(0, -0.5, ax.figure.dpi_scale_trans)  # half an inch, past the x label
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below, "borderaxespad": 0.0}
+        ax.legend(**{**place, "ncols": ncols, "frameon": False, "columnspacing": 1.2, "handlelength": 1.8, **options})

@@ -1,0 +1,535 @@
+"""The figures: what is drawn equals a slow computation, nothing is cut off, and no global state changes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.colors import same_color, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from matplotlib.text import Text
+
+from nbsupport import intervals, plots
+from nbsupport.plots import schematic, style
+from nbsupport.plots.style import PALETTE
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ATTACKS = ("OPTMARGIN", "FGSM", "OPTBRITTLE", "OPTMARGIN-authors")
+RNG = np.random.default_rng(7)
+GREY = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+RGB = GREY.repeat(1, 3, 1, 1)
+LABELS = torch.arange(40) % 10
+X_ADV = {name: (GREY + 0.03 * (i + 1)).clamp(0, 1) for i, name in enumerate(ATTACKS)}
+AFTER = dict.fromkeys(ATTACKS, (LABELS + 1) % 10) | {"FGSM": LABELS}
+DISTANCE = torch.from_numpy(RNG.uniform(0.05, 1.0, (9, 20)))
+DISTANCE[DISTANCE > 0.6] = torch.inf
+DISTANCES = {
+    "normal": {"benign": DISTANCE, "FGSM": DISTANCE / 2},
+    "pgd": {"benign": DISTANCE, "PGD": torch.empty(0, 20)},
+}
+PURITY = torch.from_numpy(np.sort(RNG.uniform(0.3, 1.0, (12, 3)), axis=1))
+ADJACENT = torch.where(DISTANCE[:1].isfinite(), torch.arange(20)[None] % 3 + 4, -1)
+INSTANCE = SimpleNamespace(center=torch.tensor([3]), distance=DISTANCE[:1], adjacent=ADJACENT)
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3, 4],
+        "loss": [2.0, 1.0, 0.5, 0.4],
+        "benign_accuracy": [0.5, 0.8, 0.9, 0.95],
+        "pgd_accuracy": [np.nan, 0.2, 0.3, 0.35],
+    }
+)
+OFFSETS = np.linspace(-0.5, 0.5, 41)
+PIXELS = torch.eye(36)[[3, 8]].double()
+PLANE = torch.linalg.qr(torch.from_numpy(RNG.normal(size=(36, 2))))[0].T * 6
+REGIONS = np.where(OFFSETS[None, :] + 0 * OFFSETS[:, None] > 0.05, 1, 0)
+CLAIMS = pd.DataFrame(
+    [
+        (1, "normal", "OPTMARGIN", "OPTMARGIN succeeds", 0.99, 0.95, 0.96, 1.0, 98, "holds"),
+        (1, "pgd", "OPTMARGIN", "OPTMARGIN succeeds", 0.8, 0.95, 0.7, 0.9, 97, "fails"),
+        (2, "normal", "OPTBRITTLE", "less distortion", 0.1, 0.0, -np.inf, np.inf, 1, "undecided"),
+        (2, "pgd", "OPTBRITTLE", "less distortion", np.nan, 0.0, np.nan, np.nan, 0, "undecided"),
+    ],
+    columns=["claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"],
+)
+
+
+def region_table() -> pd.DataFrame:
+    rows = []
+    for model in ("normal", "pgd"):
+        for name, point, region in (("FGSM", 0.25, 0.5), ("benign", 1.0, 0.95)):
+            rate = intervals.wilson(round(40 * region), 40)
+            rows.append((model, name, 40, point, rate.value, rate.low, rate.high, 0.15, 100))
+    needed = "model examples n point_accuracy region_accuracy region_low region_high radius samples"
+    return pd.DataFrame(rows, columns=needed.split())
+
+
+def detector_table() -> pd.DataFrame:
+    rows = []
+    for model in ("normal", "pgd"):
+        for trained, tested in (("FGSM", "FGSM"), ("FGSM", "PGD"), ("all", "PGD")):
+            row: dict[str, Any] = {"model": model, "trained_on": trained, "tested_on": tested}
+            row |= {"n_benign": 40, "n_adversarial": 38 if tested == "PGD" else 40}
+            for rate, wrong in (("false_positive_rate", 4), ("false_negative_rate", 30)):
+                measured = intervals.wilson(wrong, 40)
+                row |= {rate: measured.value, f"{rate}_low": measured.low, f"{rate}_high": measured.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def montage(**changes: Any) -> Figure:
+    return plots.montage(**{"images": GREY, "labels": LABELS, "classes": CLASSES, "per_class": 5, **changes})
+
+
+def attack_grid(**changes: Any) -> Figure:
+    few = {"before": LABELS[:2], "after": {name: y[:2] for name, y in AFTER.items()}, "classes": CLASSES}
+    few |= {"x": GREY[:2], "adversarial": {name: x[:2] for name, x in X_ADV.items()}, "magnify": 5.0}
+    return plots.attack_grid(**{**few, **changes})
+
+
+def variants(**changes: Any) -> Figure:
+    known = {"x": GREY, "variants": X_ADV, "before": LABELS, "after": AFTER, "classes": CLASSES}
+    return plots.variants_side_by_side(
+        **{**known, "region_accuracy": {"OPTMARGIN": intervals.wilson(3, 40)}, **changes}
+    )
+
+
+def instance(**changes: Any) -> Figure:
+    known = {"instances": {"benign": INSTANCE, "FGSM": INSTANCE}, "classes": CLASSES, "radius": 0.15, "last": 0.6}
+    return plots.instance_boundary(**{**known, "clipped_rms": {"FGSM": 0.0712}, **changes})
+
+
+def a_slice(**changes: Any) -> Figure:
+    known = {"labels": REGIONS, "offsets_a": OFFSETS, "offsets_b": OFFSETS, "radius": 0.15, "classes": CLASSES}
+    known |= {"direction_a": PIXELS[0], "direction_b": PIXELS[1], "points": {"FGSM": (0.1, 0.2)}}
+    return plots.slice_with_hypercube(**{**known, **changes})
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "montage": montage,
+    "montage_rgb": lambda: montage(images=RGB),
+    "class_counts": lambda: plots.class_counts(LABELS, LABELS[:20], CLASSES),
+    "pixel_values": lambda: plots.pixel_values(GREY, GREY[:5]),
+    "pixel_values_rgb": lambda: plots.pixel_values(RGB, RGB[:5], pixel_max=255),
+    "rms_examples": lambda: plots.rms_examples(GREY[0], {"sign noise": X_ADV["FGSM"][:4], "one pixel": GREY[:2]}),
+    "training_curves": lambda: plots.training_curves(
+        {"normal": HISTORY, "pgd": HISTORY}, n_validation=50, best={"pgd": 3}
+    ),
+    "attack_grid": attack_grid,
+    "attack_grid_rgb": lambda: attack_grid(x=RGB[:2], adversarial={"FGSM": RGB[2:4]}),
+    "variants": variants,
+    "distortion": lambda: plots.distortion_distribution({"normal": {"FGSM": [0.1, 0.3, 0.2]}, "pgd": {"PGD": []}}),
+    "slice": lambda: a_slice(around=["FGSM"]),
+    "slice_plane": lambda: a_slice(direction_a=PLANE[0], direction_b=2 * PLANE[1], points=None, pixel_max=255),
+    "region_accuracy": lambda: plots.region_accuracy(region_table()),
+    "distance_curves": lambda: plots.distance_curves(DISTANCES, last=0.6, bootstrap=20, pixel_max=255),
+    "distance_curves_one": lambda: plots.distance_curves({"normal": DISTANCES["normal"]}, last=0.6),
+    "purity_curves": lambda: plots.purity_curves(
+        {"normal": {"benign": PURITY, "errors": PURITY[:0], "FGSM": PURITY[:1]}}
+    ),
+    "instance": instance,
+    "detector_training": lambda: plots.detector_training({"FGSM": np.linspace(0.7, 0.1, 60), "all": [0.6, 0.5]}),
+    "error_rates": lambda: plots.error_rates(detector_table()),
+    "roc": lambda: plots.roc({"FGSM": ([0.1, 0.4, 0.6], [0.5, 0.9]), "PGD": ([0.2], [])}),
+    "claims": lambda: plots.claims_overview(CLAIMS),
+    "nothing": lambda: plots.nothing_to_show("no image was left to draw on any of the two models, " * 3),
+    "decision_regions": plots.decision_regions,
+    "detector_architecture": plots.detector_architecture,
+}
+
+
+def texts(fig: Figure) -> str:
+    return "\n".join(text.get_text() for text in fig.findobj(Text))
+
+
+def pixels(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="raw")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_whole_and_readable_and_leaves_no_trace(name: str) -> None:
+    before = dict(matplotlib.rcParams)
+    fig = FIGURES[name]()
+    assert isinstance(fig, Figure)
+    fig.draw_without_rendering()
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+    width, height = fig.get_size_inches()
+    assert 6 <= width <= 10
+    drawn = fig.get_tightbbox().padded(-1e-6)
+    assert drawn.x0 >= 0, "cut off on the left"
+    assert drawn.y0 >= 0, "cut off below"
+    assert drawn.x1 <= width, "cut off on the right"
+    assert drawn.y1 <= height, "cut off above"
+    assert min(text.get_fontsize() for text in fig.findobj(Text) if text.get_text()) >= 9
+
+
+@pytest.mark.parametrize("name", ["attack_grid", "slice", "distance_curves_one", "roc"])
+def test_a_figure_is_the_same_again_and_in_any_style_of_the_reader(name: str) -> None:
+    first = pixels(FIGURES[name]())
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "xtick.labelsize": 30, "axes.grid": False}):
+        assert pixels(FIGURES[name]()) == first
+
+
+def test_a_figure_shows_in_a_notebook_without_pyplots_backend_and_saves_as_pdf() -> None:
+    fig = plots.detector_architecture()
+    formatter = DisplayFormatter()
+    formatter.active_types = ["image/png"]
+    shown, _ = formatter.format(fig)
+    assert shown["image/png"].startswith(b"\x89PNG")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="pdf")
+    assert buffer.getvalue().startswith(b"%PDF")
+
+
+def test_colours_are_distinct_and_fixed() -> None:
+    assert len({to_rgba(colour) for colour in plots.EXAMPLES.values()}) == len(plots.EXAMPLES)
+    assert plots.examples_colour("mine") == plots.examples_colour("mine")
+    assert plots.examples_colour("mine") in PALETTE
+    colours = plots.class_colours(30)
+    assert all(same_color(colour, want) for colour, want in zip(colours, PALETTE, strict=False))
+    assert len(set(colours)) == 30
+    pairs = {(colour, style.MARKERS[i % len(style.MARKERS)]) for i, colour in enumerate(plots.class_colours(50))}
+    assert len(pairs) == 50
+    assert style.in_order(["mine", "FGSM", "benign"]) == ["benign", "FGSM", "mine"]
+
+
+def test_montage_puts_the_first_images_of_a_class_in_its_row() -> None:
+    fig = montage(per_class=6)  # four images a class: two places stay white
+    canvas = np.asarray(fig.axes[0].images[0].get_array())
+    assert canvas.shape == (10 * 7 - 1, 6 * 7 - 1)  # 6 pixels and a gap of one
+    np.testing.assert_array_equal(canvas[21:27, 7:13], GREY[13, 0].double())  # the second image of class 3
+    assert (canvas[:, 28:] == 1).all()
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [f"{name}  (n=4)" for name in CLASSES]
+
+
+def test_class_counts_and_pixel_values_count() -> None:
+    fig = plots.class_counts(LABELS[:15], LABELS, CLASSES)
+    assert [[bar.get_width() for bar in ax.patches] for ax in fig.axes] == [[2] * 5 + [1] * 5, [4] * 10]
+    assert [ax.get_title() for ax in fig.axes] == ["training set, n=15", "test set, n=40"]
+    fig = plots.pixel_values(GREY, GREY[:5], pixel_max=255, bins=10)
+    for steps, x in zip(fig.axes[0].patches, (GREY, GREY[:5]), strict=True):
+        want = [((x >= i / 10) & (x < (i + 1) / 10)).double().mean() for i in range(10)]
+        np.testing.assert_allclose(steps.get_data().values, want)
+        assert f"n={len(x)} images" in steps.get_label()
+        assert f"mean {255 * x.mean():.3g}" in steps.get_label()
+    assert "pixels in [0, 255]" in fig.axes[0].get_xlabel()
+
+
+def test_captions_carry_the_measured_rms_and_the_labels() -> None:
+    shown = texts(plots.rms_examples(GREY[0], {"brighter": (GREY[:1] * 0 + GREY[0]) * 0.5}, pixel_max=255))
+    assert f"{255 * (GREY[0] / 2).square().mean().sqrt():.3g}" in shown
+    assert "pixels in [0, 255]" in shown
+    fig = attack_grid()
+    shown = texts(fig)
+    for name in ("FGSM", "OPTBRITTLE"):
+        rms = (X_ADV[name][0] - GREY[0]).square().mean().sqrt()
+        assert f"\N{RIGHTWARDS ARROW} {CLASSES[int(AFTER[name][0])]}\nRMS {rms:.3g}" in shown
+    assert "difference\nx 5" in shown
+    images = [image.get_array() for image in fig.axes[0].images]
+    assert len(images) == 2 * (1 + 4 + 4)  # two images: the original, four results, four differences
+    wanted = 0.5 + 0.5 * (5 * (X_ADV["FGSM"][0, 0].double() - GREY[0, 0].double())).clamp(-1, 1)  # FGSM comes first
+    np.testing.assert_allclose(images[5], wanted)
+    unchanged = [text for text in fig.findobj(Text) if f"\N{RIGHTWARDS ARROW} {CLASSES[0]}" in text.get_text()]
+    assert len(unchanged) == 1
+    assert unchanged[0].get_color() == "0.5"
+
+
+def test_variants_state_the_mean_over_all_images() -> None:
+    shown = texts(variants(shown=3))
+    mean = intervals.mean((X_ADV["OPTMARGIN"] - GREY).square().mean((1, 2, 3)).sqrt().double())
+    assert f"mean RMS {mean.value:.3g}\n[{mean.low:.3g}, {mean.high:.3g}], n=40" in shown
+    assert "region accuracy\n8 % [3, 20], n=40" in shown
+
+
+def test_training_curves_draw_the_history() -> None:
+    fig = plots.training_curves({"normal": HISTORY}, n_validation=50, best={"normal": 3})
+    upper, lower = fig.axes
+    benign, under_pgd, kept = upper.lines
+    np.testing.assert_array_equal(benign.get_ydata(), HISTORY["benign_accuracy"])
+    np.testing.assert_array_equal(under_pgd.get_xdata(), [2, 3, 4])  # the first epoch was not measured
+    np.testing.assert_array_equal(lower.lines[0].get_ydata(), HISTORY["loss"])
+    assert list(kept.get_xdata()) == [3, 3]
+    assert "n=50, 95 % interval" in upper.get_ylabel()
+    edges = upper.collections[0].get_paths()[0].vertices[:, 1]
+    assert intervals.wilson(25, 50).low == pytest.approx(edges.min())
+    assert lower.get_ylim()[0] == 0
+
+
+def test_distortion_has_a_point_for_each_image() -> None:
+    values = [0.1, 0.4, 0.2]
+    fig = plots.distortion_distribution({"normal": {"FGSM": values}, "pgd": {"FGSM": [], "PGD": [0.3]}}, pixel_max=255)
+    points, quartiles, median = fig.axes[0].lines
+    np.testing.assert_allclose(points.get_xdata(), np.multiply(values, 255))
+    np.testing.assert_allclose(quartiles.get_xdata(), [255 * 0.15, 255 * 0.3])
+    np.testing.assert_allclose(median.get_xdata(), [255 * 0.2])
+    labels = [[label.get_text() for label in ax.get_yticklabels()] for ax in fig.axes]
+    assert labels == [["FGSM\nn=3", "PGD\nn=0"], ["FGSM\nn=0", "PGD\nn=1"]]
+    assert "pixels in [0, 255]" in fig.axes[0].get_xlabel()
+
+
+def test_outline_is_a_square_for_two_pixels_and_exact_in_any_plane() -> None:
+    square = plots.hypercube_outline(PIXELS[0], PIXELS[1], 0.3)
+    np.testing.assert_allclose(np.abs(square), 0.3)
+    assert len(square) == 4
+    corners = plots.hypercube_outline(PLANE[0], PLANE[1], 0.3)
+    u, v = PLANE.numpy()
+    reach = np.abs(corners @ np.stack([u, v]))  # every corner: two pixels at the limit, none beyond
+    np.testing.assert_allclose(reach.max(1), 0.3)
+    assert (np.sum(reach > 0.3 - 1e-9, axis=1) == 2).all()
+    x, y = corners.T
+    area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    side = np.abs(corners).max()
+    a, b = RNG.uniform(-side, side, (2, 40000))
+    share = (np.abs(np.outer(a, u) + np.outer(b, v)).max(1) <= 0.3).mean()
+    deviation = np.sqrt(share * (1 - share) / 40000)
+    assert abs(area / (2 * side) ** 2 - share) < 5 * deviation
+
+
+def test_slice_shows_regions_outline_and_points_in_the_units_of_the_set() -> None:
+    fig = a_slice(pixel_max=255)
+    ax = fig.axes[0]
+    np.testing.assert_array_equal(ax.images[0].get_array(), REGIONS)
+    assert ax.images[0].get_extent() == pytest.approx([-255 * 0.5125, 255 * 0.5125] * 2)
+    (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
+    assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15)
+    np.testing.assert_allclose(np.ravel(ax.lines[0].get_data()), [25.5, 51.0])
+    assert same_color(ax.lines[0].get_color(), plots.EXAMPLES["FGSM"])
+    assert ax.get_xlabel() == "first direction, change (pixels in [0, 255])"
+    legend = [text.get_text() for text in fig.legends[0].get_texts()]
+    inside = np.abs(OFFSETS) <= 0.15 + 1e-9
+    share = round(100 * (REGIONS[inside][:, inside] == 0).mean())
+    rest = f"around the image: n={inside.sum() ** 2}\nairplane: {share} %\nautomobile: {100 - share} %"
+    assert legend == ["airplane", "automobile", "FGSM", rest]
+
+
+def test_slice_centres_the_outline_on_the_named_point_and_scales_to_rms() -> None:
+    fig = a_slice(direction_a=PLANE[0], direction_b=2 * PLANE[1], around=["FGSM"])
+    ax = fig.axes[0]
+    (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
+    corners = plots.hypercube_outline(PLANE[0], 2 * PLANE[1], 0.15) + np.array([0.1, 0.2])
+    scale = [torch.linalg.norm(row).item() / 6 for row in (PLANE[0], 2 * PLANE[1])]
+    np.testing.assert_allclose(outline.get_xy()[:-1], corners * scale)
+    assert "RMS (pixels in [0, 1])" in ax.get_ylabel()
+
+
+def test_region_accuracy_has_both_classifiers_with_intervals() -> None:
+    fig = plots.region_accuracy(region_table(), pixel_max=255)
+    ax = fig.axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [1.0, 0.25, 0.95, 0.5]  # point, then region; benign first
+    ends = [segment[:, 0] for bars in ax.collections for segment in bars.get_segments()]
+    rates = [intervals.wilson(n, 40) for n in (40, 10, 38, 20)]
+    np.testing.assert_allclose(ends, [(rate.low, rate.high) for rate in rates])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["benign\nn=40", "FGSM\nn=40"]
+    assert "Radius 0.15 (pixels in [0, 255]), 100 samples; Wilson 95 %" in texts(fig)
+
+
+def test_distance_curves_are_the_mean_of_capped_sorted_distances_and_dashed_where_rare() -> None:
+    fig = plots.distance_curves(DISTANCES, last=0.6, pixel_max=255)
+    want, reached = [], []
+    for rank in range(20):
+        capped = [min(sorted(row)[rank], 0.6) for row in DISTANCE.tolist()]
+        want.append(255 * sum(capped) / len(capped))
+        reached.append(sum(sorted(row)[rank] < np.inf for row in DISTANCE.tolist()) / len(DISTANCE))
+    first = next(rank for rank in range(20) if reached[rank] < 0.5)
+    solid, dashed = fig.axes[0].lines[:2]
+    np.testing.assert_allclose(solid.get_ydata(), want[: first + 1])
+    np.testing.assert_allclose(dashed.get_ydata(), want[first:])
+    assert dashed.get_xdata()[0] == first + 1  # ranks count from 1
+    assert dashed.is_dashed()
+    assert not solid.is_dashed()
+    legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in fig.axes]
+    assert legends == [["benign, n=9", "FGSM, n=9"], ["benign, n=9", "PGD, n=0"]]
+    assert [ax.get_title() for ax in fig.axes] == ["normal model", "pgd model"]
+    assert fig.axes[0].get_ylabel() == "mean distance (RMS, pixels in [0, 255])"
+
+
+@pytest.mark.parametrize(("reach", "lines"), [(np.inf, (1, 20)), (0.1, (20, None))])
+def test_a_curve_is_all_dashed_or_all_solid(reach: float, lines: tuple[int, int | None]) -> None:
+    fig = plots.distance_curves({"normal": {"benign": np.full((3, 20), reach)}}, last=0.5)
+    curves = [line for line in fig.axes[0].lines if len(line.get_xdata()) != 2]
+    assert len(curves[0].get_xdata()) == lines[0]
+    assert [len(line.get_xdata()) for line in curves[1:]] == ([] if lines[1] is None else [lines[1]])
+
+
+def test_bootstrap_band_holds_the_mean_and_is_about_two_standard_errors_wide() -> None:
+    fig = plots.distance_curves({"normal": {"benign": DISTANCE}}, last=0.6, bootstrap=2000)
+    band = fig.axes[0].collections[0].get_paths()[0].vertices
+    capped = np.minimum(np.sort(DISTANCE.numpy(), axis=1), 0.6)
+    at = 5
+    edges = band[band[:, 0] == at + 1][:, 1]
+    error = capped[:, at].std() / 3
+    assert np.ptp(edges) == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert edges.min() < capped[:, at].mean() < edges.max()
+
+
+def test_purity_curves_are_means_with_students_interval() -> None:
+    fig = plots.purity_curves({"normal": {"FGSM": PURITY / 2, "benign": PURITY, "PGD": PURITY[:0]}})
+    benign, fgsm, _ = fig.axes[0].containers
+    for drawn, values in ((benign, PURITY), (fgsm, PURITY / 2)):
+        np.testing.assert_allclose(drawn.lines[0].get_ydata(), values.mean(0))
+        for segment, column in zip(drawn.lines[2][0].get_segments(), values.T, strict=True):
+            rate = intervals.mean(column)
+            np.testing.assert_allclose(segment[:, 1], [rate.low, min(rate.high, 1)])
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == [
+        "benign, n=12",
+        "FGSM, n=12",
+        "PGD, n=0",
+    ]
+
+
+def test_instance_boundary_sorts_colours_and_marks_the_radius() -> None:
+    fig = instance(pixel_max=255)
+    ax = fig.axes[1]
+    order = DISTANCE[0].argsort(stable=True).tolist()
+    dots = {line.get_label(): line for line in ax.lines}
+    for label in (4, 5, 6):
+        ranks = [r for r, ray in enumerate(order, 1) if DISTANCE[0, ray] < np.inf and ADJACENT[0, ray] == label]
+        drawn = dots[CLASSES[label]]
+        assert sorted(drawn.get_xdata()) == ranks
+        np.testing.assert_allclose(sorted(drawn.get_ydata()), [255 * DISTANCE[0, order[r - 1]] for r in ranks])
+        assert same_color(drawn.get_color(), plots.class_colours(10)[label])
+    unreached = dots["no boundary met"]
+    assert list(unreached.get_ydata()) == [255 * 0.6] * int(DISTANCE[0].isinf().sum())
+    line = dots["radius / sqrt(3)"]
+    assert line.get_color() == "black"
+    np.testing.assert_allclose(line.get_ydata(), 255 * 0.15 / 3**0.5)
+    legend = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert legend[:3] == ["deer", "dog", "frog"]
+    assert f"radius 38.2 / sqrt(3) = {255 * 0.15 / 3**0.5:.3g}" in legend
+    assert "region sample after clipping: RMS 18.2" in ax.get_xlabel()
+    assert "clipping" not in fig.axes[0].get_xlabel()
+    assert ax.get_title() == "FGSM: the model says cat"
+
+
+def test_detector_training_draws_every_step_and_a_running_mean() -> None:
+    loss = RNG.uniform(0.1, 0.9, 50)
+    fig = plots.detector_training({"FGSM": loss}, window=5)
+    every, smooth, _ = fig.axes[0].lines
+    np.testing.assert_array_equal(every.get_ydata(), loss)
+    np.testing.assert_allclose(smooth.get_ydata(), [loss[i - 5 : i].mean() for i in range(5, 51)])
+    assert list(smooth.get_xdata()) == list(range(5, 51))
+    assert "nats" in fig.axes[0].get_ylabel()
+
+
+def test_error_rates_are_a_matrix_in_the_order_of_the_suite() -> None:
+    fig = plots.error_rates(detector_table())
+    assert len(fig.axes) == 4
+    np.testing.assert_allclose(fig.axes[1].images[0].get_array().filled(-1), [[0.75, 0.75], [-1, 0.75]])
+    assert [label.get_text() for label in fig.axes[2].get_yticklabels()] == ["FGSM", "all"]
+    cells = [text.get_text() for text in fig.axes[0].texts]
+    assert cells == ["10\n4-23", "10\n4-23", "-", "10\n4-23"]
+    assert "n: benign 40, adversarial 38 to 40" in texts(fig).replace("\n", " ")
+
+
+def test_roc_goes_through_every_threshold() -> None:
+    benign, adversarial = [0.1, 0.4, 0.5, 0.5], [0.3, 0.5, 0.9]
+    fig = plots.roc({"FGSM": (benign, adversarial)})
+    _, curve, dot = fig.axes[0].lines
+    want = [(0, 0)]
+    for cut in sorted({*benign, *adversarial}, reverse=True):
+        want.append((np.mean([s >= cut for s in benign]), np.mean([s >= cut for s in adversarial])))
+    np.testing.assert_allclose(np.stack(curve.get_data(), axis=1), want)
+    np.testing.assert_allclose(np.ravel(dot.get_data()), [0.5, 2 / 3])
+    area = intervals.roc_auc(benign, adversarial)
+    assert f"FGSM: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\nn=4+3" in texts(fig)
+
+
+def test_claims_are_grouped_by_statement_and_coloured_by_verdict() -> None:
+    fig = plots.claims_overview(CLAIMS)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["1  OPTMARGIN succeeds", "2  less distortion"]
+    threshold, bar, point, other_bar, _ = fig.axes[0].lines
+    assert list(threshold.get_xdata()) == [0.95, 0.95]
+    assert list(bar.get_xdata()) == [0.96, 1.0]
+    assert list(point.get_xdata()) == [0.99]
+    assert point.get_color() == style.VERDICTS["holds"]
+    assert other_bar.get_color() == style.VERDICTS["fails"]
+    assert len(fig.axes[1].lines) == 3  # the second row was not measured
+    assert list(fig.axes[1].lines[1].get_xdata()) == list(fig.axes[1].get_xlim())  # an unbounded interval
+    assert [text.get_text() for text in fig.axes[1].texts] == ["n=1", "n=0, not measured"]
+
+
+def test_the_sketch_shows_what_its_titles_say() -> None:
+    label = {name: int(schematic._label(*map(np.asarray, place))) for name, place in schematic._PLACES.items()}
+    assert label == {"benign": 0, "FGSM": 1, "OPTBRITTLE": 1, "OPTMARGIN": 1}
+    share = {name: schematic.share_of_true_class(place) for name, place in schematic._PLACES.items()}
+    assert share["benign"] == 1
+    assert min(share["FGSM"], share["OPTBRITTLE"]) > 0.5
+    assert share["OPTMARGIN"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("rays", "sizes"), [(1568, ("8 x 391", "16 x 96", "1536 + 3")), (128, ("8 x 31", "16 x 6", "96 + 3"))]
+)
+def test_architecture_names_the_sizes(rays: int, sizes: tuple[str, ...]) -> None:
+    shown = texts(plots.detector_architecture(rays=rays))
+    assert all(size in shown for size in (*sizes, f"1 x {rays}"))
+
+
+ERRORS: dict[str, tuple[Callable[[], object], str]] = {
+    "rank": (lambda: montage(images=GREY[0]), r"expected images of shape \(N, C, H, W\), got \(1, 6, 6\)"),
+    "channels": (lambda: montage(images=GREY.repeat(1, 2, 1, 1)), "one channel .grey. or three"),
+    "length": (lambda: montage(labels=LABELS[:3]), r"expected labels of shape \(40,\), got \(3,\)"),
+    "class": (lambda: montage(classes=CLASSES[:4]), "labels from 0 to 3, the index of one of 4 classes, got .* 0 to 9"),
+    "float labels": (lambda: montage(labels=LABELS / 2), "expected labels as whole numbers, got float32"),
+    "per_class": (lambda: montage(per_class=0), "expected per_class as a whole number of at least 1"),
+    "set": (lambda: plots.pixel_values(GREY, RGB), "as many channels, got .*'training': 1, 'test': 3"),
+    "no version": (lambda: plots.rms_examples(GREY[0], {}), "at least one entry in versions, got none"),
+    "version": (lambda: plots.rms_examples(GREY[0], {"noise": GREY[:, :, 1:]}), r"of shape \(M, 1, 6, 6\)"),
+    "after": (lambda: attack_grid(after={}), "labels in after for every attack; missing: OPTMARGIN, FGSM"),
+    "magnify": (lambda: attack_grid(magnify=-1.0), "expected magnify above 0"),
+    "x_adv": (lambda: variants(variants={"FGSM": GREY[:3]}), r"images of FGSM of shape \(40, 1, 6, 6\)"),
+    "shown": (lambda: variants(shown=0), "expected shown as a whole number"),
+    "history": (lambda: plots.training_curves({"pgd": HISTORY[["epoch"]]}), "history of pgd .* missing: loss, benign"),
+    "empty history": (lambda: plots.training_curves({"pgd": HISTORY[:0]}), "at least one row, got an empty table"),
+    "steps": (lambda: plots.detector_training({"FGSM": []}), "the steps in the history of FGSM .* at least 1, got 0"),
+    "window": (lambda: plots.detector_training({"FGSM": [0.5]}, window=0), "expected window"),
+    "rms": (lambda: plots.distortion_distribution({"pgd": {"FGSM": GREY}}), r"rms of FGSM of shape \(n,\)"),
+    "parallel": (lambda: plots.hypercube_outline(PIXELS[0], -PIXELS[0], 1), "span a plane, got parallel"),
+    "zero": (lambda: plots.hypercube_outline(PIXELS[0], 0 * PIXELS[0], 1), "span a plane, got parallel ones or a zero"),
+    "radius": (lambda: a_slice(radius=0.0), "expected radius above 0"),
+    "direction": (lambda: a_slice(direction_b=PIXELS[1, :5]), r"direction_b of shape \(36,\), got \(5,\)"),
+    "grid": (lambda: a_slice(labels=REGIONS[:-1]), r"labels of shape \(41, 41\), got \(40, 41\)"),
+    "offsets": (lambda: a_slice(offsets_a=OFFSETS[::-1]), "offsets_a as two or more ascending values"),
+    "points": (lambda: a_slice(points={"FGSM": (1, 2, 3)}), r"points of FGSM of shape \(2,\) or \(P, 2\), got \(3,\)"),
+    "around": (lambda: a_slice(around=["PGD"]), "every name in around as one place in points, got 'PGD'"),
+    "region table": (lambda: plots.region_accuracy(region_table().drop(columns="n")), "region table .* missing: n$"),
+    "distances": (
+        lambda: plots.distance_curves({"pgd": {"FGSM": DISTANCE[0]}}, last=1.0),
+        r"of FGSM of shape \(N, K\)",
+    ),
+    "last": (lambda: plots.distance_curves(DISTANCES, last=0.0), "expected last above 0"),
+    "bootstrap": (lambda: plots.distance_curves(DISTANCES, last=1.0, bootstrap=-1), "expected bootstrap"),
+    "purity": (
+        lambda: plots.purity_curves({"pgd": {"FGSM": [1.0]}}),
+        r"purity of FGSM of shape \(N, top\), got \(1,\)",
+    ),
+    "instance": (
+        lambda: instance(instances={"a": SimpleNamespace(center=LABELS, distance=DISTANCE, adjacent=DISTANCE)}),
+        r"distance of a of shape \(1, K\), got \(9, 20\)",
+    ),
+    "adjacent": (lambda: instance(classes=CLASSES[:5]), "adjacent of benign from -1 to 4"),
+    "no instance": (lambda: instance(instances={}), "at least one entry in instances"),
+    "twice": (lambda: plots.error_rates(pd.concat([detector_table()] * 2)), "got two for normal, FGSM, FGSM"),
+    "no score": (lambda: plots.roc({}), "at least one entry in scores"),
+    "verdict": (lambda: plots.claims_overview(CLAIMS.replace("holds", "hold")), "did you mean 'holds'"),
+    "rays": (lambda: plots.detector_architecture(rays=35), "expected rays as a whole number of at least 36"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_input_says_what_was_expected(case: str) -> None:
+    make, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        make()
