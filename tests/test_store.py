@@ -109,9 +109,9 @@ for number in range(10):
 
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
-    run = open_run(tmp_path / "a b", n=7, augment=True)
+    run = open_run(tmp_path / "a b", n=7, negate=False)
     assert run.command == (
-        f"python -m nbsupport run digits --preset smoke --run-dir '{run.dir}' -p n 7 -p augment True"
+        f"python -m nbsupport run digits --preset smoke --run-dir '{run.dir}' -p n 7 -p negate False"
     )
 
 
