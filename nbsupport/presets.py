@@ -109,6 +109,7 @@ _MNIST: dict[str, Any] = {
     "lr": 0.05,
     "weight_decay": 5e-4,
     "label_smoothing": 0.0,
+    "augment": "none",
     "eps": 0.3,  # [M]
     "train_steps": 40,
     "train_step_size": 0.01,
