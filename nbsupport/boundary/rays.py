@@ -14,7 +14,7 @@ from nbsupport.labels import PRECISIONS, Labeller
 from nbsupport.pool import drain
 
 SEARCHES = ("bracket", "scan", "refine")
-_BATCHES = 4  # slots of the pool, in batches of the model
+_BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confirmed then fill batches too
 
 
 def probe(
