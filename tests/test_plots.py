@@ -137,6 +137,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         {"normal": {"benign": PURITY, "errors": PURITY[:0], "FGSM": PURITY[:1]}}
     ),
     "instance": instance,
+    "instance_three": lambda: instance(
+        instances=dict.fromkeys(("benign", "OPTBRITTLE", "OPTMARGIN-authors"), INSTANCE)
+    ),
     "detector_training": lambda: plots.detector_training({"FGSM": np.linspace(0.7, 0.1, 60), "all": [0.6, 0.5]}),
     "error_rates": lambda: plots.error_rates(detector_table()),
     "roc": lambda: plots.roc({"FGSM": ([0.1, 0.4, 0.6], [0.5, 0.9]), "PGD": ([0.2], [])}),
@@ -172,6 +175,12 @@ def test_every_figure_is_whole_and_readable_and_leaves_no_trace(name: str) -> No
     assert drawn.y0 >= 0, "cut off below"
     assert drawn.x1 <= width, "cut off on the right"
     assert drawn.y1 <= height, "cut off above"
+    written = [artist for ax in fig.axes for artist in (ax.xaxis.label, ax.yaxis.label, ax.title, ax.get_legend())]
+    boxes = [(a.get_window_extent(), a) for a in [*written, *fig.texts, *fig.legends] if a is not None]
+    for i, (box, artist) in enumerate(boxes):
+        for other, neighbour in boxes[:i]:
+            empty = not box.width or not other.width
+            assert empty or not box.padded(-0.5).overlaps(other), f"{artist} overlaps {neighbour}"
     assert min(text.get_fontsize() for text in fig.findobj(Text) if text.get_text()) >= 9
 
 
@@ -380,7 +389,7 @@ def test_purity_curves_are_means_with_students_interval() -> None:
     for drawn, values in ((benign, PURITY), (fgsm, PURITY / 2)):
         np.testing.assert_allclose(drawn.lines[0].get_ydata(), values.mean(0))
         for segment, column in zip(drawn.lines[2][0].get_segments(), values.T, strict=True):
-            rate = intervals.mean(column)
+            rate = intervals.mean(column, bounds=(0, 1))
             np.testing.assert_allclose(segment[:, 1], [rate.low, min(rate.high, 1)])
     assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == [
         "benign, n=12",
@@ -408,8 +417,8 @@ def test_instance_boundary_sorts_colours_and_marks_the_radius() -> None:
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend[:3] == ["deer", "dog", "frog"]
     assert f"radius 38.2 / sqrt(3) = {255 * 0.15 / 3**0.5:.3g}" in legend
-    assert "region sample after clipping: RMS 18.2" in ax.get_xlabel()
-    assert "clipping" not in fig.axes[0].get_xlabel()
+    assert "clipped region sample: RMS 18.2" in ax.get_xlabel()
+    assert "clipped" not in fig.axes[0].get_xlabel()
     assert ax.get_title() == "FGSM: the model says cat"
 
 

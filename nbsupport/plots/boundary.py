@@ -104,11 +104,10 @@ def purity_curves(purities: Mapping[str, Mapping[str, Values]]) -> Figure:
                     ax.errorbar([], [], [], label=label, capsize=2, **style)
                     continue
                 top = max(top, values.shape[1])
-                means = [intervals.mean(column) for column in values.T]
+                means = [intervals.mean(column, bounds=(0, 1)) for column in values.T]
                 value = np.array([m.value for m in means])
-                bounded = len(values) > 1  # one image gives no interval
-                low = np.clip([m.low for m in means], 0, 1) if bounded else value
-                high = np.clip([m.high for m in means], 0, 1) if bounded else value
+                low = np.clip([m.low for m in means], 0, 1)
+                high = np.clip([m.high for m in means], 0, 1)
                 j = np.arange(1, len(means) + 1) + 0.05 * (i - (len(names) - 1) / 2)  # apart, so that bars stay visible
                 ax.errorbar(j, value, [value - low, high - value], label=label, capsize=2, linewidth=1.3, **style)
             ax.set(xlabel="j, number of adjacent classes", ylim=(0, 1.04))

@@ -62,7 +62,7 @@ def training_curves(
             lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             upper.legend(loc="best", framealpha=0.9)
         size = "" if n_validation is None else f"\n(n={n_validation}, 95 % interval)"
-        axes[1, 0].set_ylim(bottom=0)
+        axes[1, 0].set_ylim(0, 1.08 * max(float(history["loss"].max()) for history in histories.values()))
         axes[0, 0].set_ylabel(f"validation accuracy{size}")
         axes[1, 0].set_ylabel("training loss (nats)")
     return fig
@@ -100,8 +100,9 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
             style = examples_style(name) | {"markersize": 4.5, "markevery": every, "linewidth": 1.5}
             ax.plot(np.arange(1, len(loss) + 1), loss, color=style["color"], alpha=0.2, linewidth=0.8, label="_steps")
             ax.plot(ends, smooth, label=name, **style)
+        mean = "" if window == 1 else f", mean of {window} steps"
         ax.axhline(np.log(2), color="0.4", linestyle=":", linewidth=1.2, label="chance, ln 2")
-        ax.set(xlabel="optimiser step", ylabel=f"training loss (nats), mean of {window} steps", ylim=(0, None))
+        ax.set(xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None))
         ax.set_title("Training of the detector")
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, title="trained on")
     return fig

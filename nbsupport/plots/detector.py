@@ -129,7 +129,7 @@ def _matrix(ax: Axes, part: pd.DataFrame, rate: str, rows: list[str], columns: l
                 ax.text(j, i, "-", ha="center", va="center", color="0.4")
                 continue
             text = f"{100 * value[i, j]:.0f}\n{100 * low[i, j]:.0f}-{100 * high[i, j]:.0f}"
-            ink = "white" if value[i, j] > 0.45 else "black"
+            ink = "white" if value[i, j] > 0.4 else "black"
             ax.text(j, i, text, ha="center", va="center", fontsize=9, linespacing=1.05, color=ink)
     ax.grid(False)
     ax.spines[:].set_visible(False)

@@ -147,7 +147,8 @@ def attack_grid(
         rows,
         row_titles=titles,
         column_titles=["benign", *(name.replace("-", "-\n") for name in results)],
-        title=f"n={len(originals)}; above each: the model's label (grey: unchanged) and the RMS ({unit(pixel_max)})",
+        title=f"n={len(originals)}; above each image: the model's label (grey: unchanged)\n"
+        f"and the RMS ({unit(pixel_max)})",
         margin=0.85,
     )
 
@@ -200,7 +201,7 @@ def variants_side_by_side(
     for name, (x_adv, found) in results.items():
         images = [_result_tile(x_adv[i], classes[found[i]], "", changed=bool(found[i] != first[i])) for i in some]
         rows.append([*images, *(difference_tile(originals[i], x_adv[i], magnify) for i in some)])
-        mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max)
+        mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max, bounds=(0, pixel_max))
         lines = [name, f"mean RMS {mean.value:.3g}", f"[{mean.low:.3g}, {mean.high:.3g}], n={mean.n}"]
         if region_accuracy is not None and name in region_accuracy:
             rate = region_accuracy[name]

@@ -97,16 +97,12 @@ def instance_boundary(
             censored += int((~reached).sum())
             after = ""
             if clipped_rms is not None and title in clipped_rms:
-                after = f"\nregion sample after clipping: RMS {clipped_rms[title] * pixel_max:.3g}"
-            ax.set_title(f"{title}: the model says {classes[center]}")
-            rays = f"{reached.sum()} of {len(distance)} rays reach a boundary"
-            ax.set(
-                xlabel=f"rank of the ray (1: the nearest boundary)\n{rays}{after}", ylim=(0, 1.05 * last * pixel_max)
-            )
+                after = f"\nclipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
+            says = f"the model says {classes[center]}"
+            ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
+            rays = f"{reached.sum()} of {len(distance)} reach a boundary"
+            ax.set(xlabel=f"rank of the ray (1: the nearest)\n{rays}{after}", ylim=(0, 1.05 * last * pixel_max))
             ax.set_xlim(1 - 0.02 * len(distance), 1.02 * len(distance))
-            if len(instances) > 2:  # narrow panels
-                ax.xaxis.label.set_size(8.5)
-                ax.title.set_size(9.5)
         axes[0].set_ylabel(f"distance (RMS, {unit(pixel_max)})")
         handles = [Line2D([], [], **_dots(label, colours), label=classes[label]) for label in sorted(seen)]
         if censored:

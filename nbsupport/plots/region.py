@@ -58,7 +58,7 @@ def region_accuracy(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
                 error = np.clip([value - low, high - value], 0, None)
                 ax.errorbar(value, rows, xerr=error, fmt="none", color=BLACK, capsize=2.5, linewidth=1.3)
             ax.set_yticks(range(len(names)), [f"{name}\nn={n}" for name, n in zip(names, count, strict=True)])
-            ax.invert_yaxis()
+            ax.set_ylim(len(names) - 0.45, -0.55)
             ax.grid(axis="y", visible=False)
             ax.set(xlim=(0, 1.02), xlabel="accuracy (true label)")
             ax.xaxis.set_major_formatter(PercentFormatter(1.0))
