@@ -172,6 +172,7 @@ class _Counting(nn.Module):
         super().__init__()
         self.model, self.forwards = model, 0
         self.batch_rows = getattr(model, "batch_rows", {})
+        self.channels_last = getattr(model, "channels_last", False)
 
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)

@@ -118,8 +118,12 @@ def test_a_model_may_state_its_batch():
     assert runtime.rows_per_batch(model, (1, 28, 28), CPU) == 128
 
 
-def test_channels_last_changes_the_memory_and_not_the_values():
-    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    y = runtime.channels_last(x)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_model_gets_the_memory_format_it_states(channels, wanted):
+    model = Stateless()
+    model.channels_last = wanted
+    x = torch.rand(2, channels, 4, 5, generator=torch.Generator().manual_seed(0))
+    y = runtime.laid_out(model, x)
     assert y.equal(x)
-    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert y.stride() == ((20 * channels, 1, 5 * channels, channels) if wanted else (20 * channels, 20, 5, 1))

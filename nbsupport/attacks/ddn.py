@@ -64,7 +64,7 @@ def ddn_l2(
     """
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
-        objective = Objective(problem, precision=precision)
+        objective = Objective(problem, smooth=True, precision=precision)
         search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
         search.run(slots=problem.rows())
         return search.result(objective)
@@ -80,8 +80,8 @@ _BISECTIONS = 10
 class NormSearch(Search):
     """Shrink the norm while every view is across the boundary, grow it while one is not.
 
-    The direction is the gradient of a soft maximum of the views' gaps, so that it comes mostly from the views that
-    are furthest from flipping; of these only `_WORST` take part. Step size and norm change decay along a cosine:
+    The direction comes from the smooth gaps of the views, weighted as in a soft maximum: mostly from the views that are
+    furthest from flipping; of these only `_WORST` take part. Step size and norm change decay along a cosine:
     early they find the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that
     images much nearer to the boundary than the norm could shrink are measured too.
     """

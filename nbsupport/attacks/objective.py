@@ -28,6 +28,17 @@ def gaps(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
     return rival - own if targeted else own - rival
 
 
+def smooth_gaps(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
+    """Return the gaps (N,) with log-sum-exp in place of the maximum over the rivals.
+
+    Their gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but underflows in
+    float32 where the model is sure.
+    """
+    own = logits.gather(1, label[:, None]).squeeze(1)
+    rivals = logits.scatter(1, label[:, None], -torch.inf).logsumexp(1)
+    return rivals - own if targeted else own - rivals
+
+
 def across(gap: Tensor, confidence: float = 0.0) -> Tensor:
     """Return which gaps lie beyond the boundary: at most -confidence, and strictly below 0."""
     return (gap <= -confidence) & (gap < 0)
@@ -40,6 +51,7 @@ class Objective:
     problem: Problem
     views: Tensor | None = None  # (V, C, H, W), added to the image; None: the image itself
     clip: bool = True  # clip the views to [0, 1] before the network
+    smooth: bool = False  # gradients are those of the smooth gaps
     precision: Precision = "float32"  # of gradients; decisions are always float32
 
     @property
@@ -50,7 +62,8 @@ class Objective:
     def gaps(self, x: Tensor, label: Tensor, *, slack: float = 0.0) -> Tensor:
         """Return the gaps (N, V) of `x` (N, C, H, W) without a graph, plus `slack` times the largest logit."""
         with torch.no_grad():
-            gap = self._gap(self._moved(x).flatten(0, 1), label.repeat_interleave(self.count), slack)
+            logits = self._logits(self._moved(x).flatten(0, 1))
+        gap = self._gap(logits, label.repeat_interleave(self.count), slack)
         return gap.view(-1, self.count)
 
     def descend(self, x: Tensor, label: Tensor, weigh: Weigh, *, worst: int) -> tuple[Tensor, Tensor, int, int]:
@@ -76,32 +89,29 @@ class Objective:
         n, views = moved.shape[:2]
         batch = moved.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad(), reduced_precision(self.precision, batch.device):
-            gap = self._gap(batch, label.repeat_interleave(views), ROUNDING)
+            logits = self._logits(batch)
+            gap = self._gap(logits, label.repeat_interleave(views), ROUNDING)
+            descended = gap
+            if self.smooth:
+                descended = smooth_gaps(logits, label.repeat_interleave(views), targeted=self.problem.targeted)
         weights = weigh(gap.detach().view(n, views))
-        (gradient,) = torch.autograd.grad(gap, batch, weights.flatten())
+        (gradient,) = torch.autograd.grad(descended, batch, weights.flatten())
         return gap.detach().view(n, views), gradient.reshape(moved.shape).sum(1)
 
-    def _gap(self, moved: Tensor, label: Tensor, slack: float) -> Tensor:
-        """Return the gaps (R,) of views (R, C, H, W), plus `slack` times the largest logit.
+    def _logits(self, moved: Tensor) -> Tensor:
+        """Return the logits of views (R, C, H, W), clipped inside the graph: a clipped pixel does not move."""
+        return self.problem.logits(moved.clamp(0, 1) if self.clip and self.views is not None else moved)
 
-        The views are clipped here, inside the graph: a clipped pixel does not move with the image.
-        """
-        clipped = moved.clamp(0, 1) if self.clip and self.views is not None else moved
-        logits = self.problem.logits(clipped)
+    def _gap(self, logits: Tensor, label: Tensor, slack: float) -> Tensor:
+        """Return the gaps (R,) plus `slack` times the largest logit."""
         return gaps(logits, label, targeted=self.problem.targeted) + slack * logits.detach().abs().amax(1)
 
 
 def ascent_direction(problem: Problem, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gaps (N,) of `x` (N, C, H, W) and the direction that raises the cross-entropy (targeted: lowers it).
-
-    The gradient of the cross-entropy of label y is that of log(sum_{j != y} exp Z_j) - Z_y times 1 - p_y. That
-    positive factor changes no sign but underflows in float32 where the model is sure, so it is left out.
-    """
+    """Return the gaps (N,) of `x` (N, C, H, W) and the direction that raises the cross-entropy (targeted: lowers it)."""
     batch = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = problem.logits(batch)
-        own = logits.gather(1, label[:, None]).squeeze(1)
-        rivals = logits.scatter(1, label[:, None], -torch.inf).logsumexp(1)
-    (gradient,) = torch.autograd.grad((rivals - own).sum(), batch)
-    gap = gaps(logits.detach(), label, targeted=problem.targeted)
-    return gap, -gradient if problem.targeted else gradient
+        smooth = smooth_gaps(logits, label, targeted=problem.targeted)
+    (gradient,) = torch.autograd.grad(smooth.sum(), batch)
+    return gaps(logits.detach(), label, targeted=problem.targeted), -gradient

@@ -66,7 +66,7 @@ def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.
     channels, height, width = map(int, in_shape)
     vars(model)["spec"] = Spec(name, (channels, height, width), num_classes)
     for parameter in model.parameters():
-        if parameter.ndim == 4:
+        if parameter.ndim == 4 and getattr(model, "channels_last", False):
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 

@@ -47,6 +47,8 @@ class ResNet20(nn.Sequential):
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 (option A).
     """
 
+    channels_last = True
+
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
         widths = [16] * 4 + [32] * 3 + [64] * 3
         blocks = [

@@ -14,6 +14,7 @@ class DigitsCNN(nn.Sequential):
     """
 
     batch_rows: ClassVar[dict[str, int]] = {"cpu": 256}
+    channels_last = True
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(
@@ -43,6 +44,7 @@ class MnistCNN(nn.Sequential):
     """
 
     batch_rows: ClassVar[dict[str, int]] = {"cpu": 128}
+    channels_last = True
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(

@@ -56,6 +56,8 @@ class WideResNet34(nn.Sequential):
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 5.
     """
 
+    channels_last = True
+
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
         units = []
         for stage, (width_in, width) in enumerate(pairwise(WIDTHS)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbsupport import checks
-from nbsupport.runtime import channels_last, frozen
+from nbsupport.runtime import frozen, laid_out
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -31,8 +31,8 @@ def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch
         x_adv = (x + offset.to(x.device)).clamp(low, high)
         with frozen(model), torch.enable_grad():
             for _ in range(steps):
-                x_adv = channels_last(x_adv).requires_grad_()
-                loss = F.cross_entropy(model(x_adv), y, reduction="sum")
+                x_adv = x_adv.detach().requires_grad_()
+                loss = F.cross_entropy(model(laid_out(model, x_adv)), y, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, x_adv)
                 x_adv = (x_adv.detach() + step_size * gradient.sign()).clamp(low, high)
         return x_adv

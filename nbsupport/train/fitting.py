@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nbsupport import checks
 from nbsupport.data import ImageSet
-from nbsupport.runtime import channels_last, device_of, frozen, rows_per_batch
+from nbsupport.runtime import device_of, frozen, laid_out, rows_per_batch
 from nbsupport.train.adversary import Adversary
 from nbsupport.train.augmentation import AUGMENTATIONS, augmented
 from nbsupport.train.checkpoint import Training
@@ -142,7 +142,7 @@ def fit(
                     attack = schedule[epoch]
                     if attack is not None:
                         x = attack(model, x, y)
-                    loss = F.cross_entropy(model(channels_last(x)), y, label_smoothing=label_smoothing)
+                    loss = F.cross_entropy(model(laid_out(model, x)), y, label_smoothing=label_smoothing)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
@@ -175,7 +175,7 @@ def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = N
             x, y = x.to(device), y.to(device)
             seen = x if adversary is None else adversary(model, x, y)
             with torch.no_grad():
-                right += (model(channels_last(seen)).argmax(1) == y).sum()
+                right += (model(laid_out(model, seen)).argmax(1) == y).sum()
     return float(right) / len(images)
 
 
@@ -191,7 +191,7 @@ def _own_stream(device: torch.device, generator: torch.Generator | None) -> Iter
 def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
     """Raise ValueError unless `model` gives logits and has one for every label of `parts`."""
     with frozen(model), torch.no_grad():
-        z = model(channels_last(parts[0].x[:1]))
+        z = model(laid_out(model, parts[0].x[:1]))
     checks.logits(z, count=1)
     for part in parts:
         checks.labels(part.y, count=len(part), num_classes=z.shape[1])
