@@ -373,6 +373,18 @@ def test_a_model_that_wants_contiguous_images_gets_them(attack):
     assert torch.allclose(attack(Flat(), x, predicted(half_space(), x)).x_adv, expected.x_adv, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ddn", "optmargin-ddn"])
+def test_scaling_the_logits_changes_no_direction(name):
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return 64 * model(x)
+
+    model, x = small_cnn(), torch.rand(8, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    plain, scaled = MINIMUM_NORM[name](model, x, y), MINIMUM_NORM[name](Scaled(), x, y)
+    assert torch.allclose(plain.x_adv, scaled.x_adv, atol=1e-3)
+
+
 def test_a_generator_leaves_the_global_stream_alone():
     model, x = half_space(), interior_images(2)
     torch.manual_seed(4)

@@ -83,7 +83,8 @@ def test_importing_the_package_loads_neither_torch_nor_jupyter():
 
 def test_kernels_import_without_jupyter():
     names = "attacks boundary region detector models train data bench"
-    code = f"import sys\nfor m in ('papermill', 'ipywidgets', 'IPython', 'jupyterlab'): sys.modules[m] = None\nfrom nbsupport import {names.replace(' ', ', ')}"
+    block = "for m in ('papermill', 'ipywidgets', 'IPython', 'jupyterlab'): sys.modules[m] = None"
+    code = f"import sys\n{block}\nfrom nbsupport import {names.replace(' ', ', ')}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

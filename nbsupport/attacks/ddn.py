@@ -64,14 +64,15 @@ def ddn_l2(
     """
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
-        objective = Objective(problem, smooth=True, precision=precision)
+        objective = Objective(problem, precision=precision)
         search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
         search.run(slots=problem.rows())
         return search.result(objective)
 
 
 _WORST = 5  # views in a gradient
-_TEMPERATURE = 0.2  # of the soft maximum, in logits
+_VIEWS = 0.01  # temperature of the soft maximum over views, in gaps of the image before the attack
+_RIVALS = 0.07  # temperature of the soft maximum over rival classes, likewise
 _STRIDE = 2.0  # first step, in norms of the perturbation
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 _BISECTIONS = 10
@@ -81,7 +82,8 @@ class NormSearch(Search):
     """Shrink the norm while every view is across the boundary, grow it while one is not.
 
     The direction comes from the smooth gaps of the views, weighted as in a soft maximum: mostly from the views that are
-    furthest from flipping; of these only `_WORST` take part. Step size and norm change decay along a cosine:
+    furthest from flipping; of these only `_WORST` take part. Both temperatures are shares of the gap before the attack,
+    so that scaling the logits changes nothing. Step size and norm change decay along a cosine:
     early they find the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that
     images much nearer to the boundary than the norm could shrink are measured too.
     """
@@ -110,6 +112,9 @@ class NormSearch(Search):
         zero = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["delta"] = torch.zeros_like(state["x"])
         state["norm"] = torch.full_like(zero, self.init_norm)
+        gap = Objective(self.problem).gaps(state["x"], state["label"])
+        state["scale"] = gap.squeeze(1).clamp(min=1e-6)
+        state["forwards"] += 1
         state["best_l2"] = torch.full_like(zero, torch.inf)
         state["iteration"] = torch.zeros_like(state["index"])
 
@@ -117,7 +122,14 @@ class NormSearch(Search):
         """Evaluate, keep the best, step along the direction, then rescale to the new norm."""
         delta = state["delta"]
         x_adv = state["x"] + delta
-        gap, pull, forwards, backwards = self.objective.descend(x_adv, state["label"], _soft_maximum, worst=self.worst)
+        scale = state["scale"]
+        gap, pull, forwards, backwards = self.objective.descend(
+            x_adv,
+            state["label"],
+            lambda gap: (gap / (_VIEWS * scale)[:, None]).softmax(1),
+            worst=self.worst,
+            temperature=_RIVALS * scale,
+        )
         state["forwards"] += forwards
         state["backwards"] += backwards
 
@@ -156,8 +168,3 @@ def _length(x: Tensor) -> Tensor:
     """Return the L2 norms (N,) of images, never 0."""
     length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return length.clamp(min=1e-12)
-
-
-def _soft_maximum(gap: Tensor) -> Tensor:
-    """Return the slopes (N, K) of the soft maximum of gaps (N, K)."""
-    return (gap / _TEMPERATURE).softmax(1)

@@ -28,15 +28,16 @@ def gaps(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
     return rival - own if targeted else own - rival
 
 
-def smooth_gaps(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
-    """Return the gaps (N,) with log-sum-exp in place of the maximum over the rivals.
+def smooth_gaps(logits: Tensor, label: Tensor, temperature: Tensor, *, targeted: bool) -> Tensor:
+    """Return the gaps (N,) with a soft maximum over the rivals, at `temperature` (N,) or () in logits.
 
-    Their gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but underflows in
-    float32 where the model is sure.
+    At temperature 1 their gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but
+    underflows in float32 where the model is sure.
     """
     own = logits.gather(1, label[:, None]).squeeze(1)
-    rivals = logits.scatter(1, label[:, None], -torch.inf).logsumexp(1)
-    return rivals - own if targeted else own - rivals
+    rivals = logits.scatter(1, label[:, None], -torch.inf) / temperature[..., None]
+    soft = temperature * rivals.logsumexp(1)
+    return soft - own if targeted else own - soft
 
 
 def across(gap: Tensor, confidence: float = 0.0) -> Tensor:
@@ -51,7 +52,6 @@ class Objective:
     problem: Problem
     views: Tensor | None = None  # (V, C, H, W), added to the image; None: the image itself
     clip: bool = True  # clip the views to [0, 1] before the network
-    smooth: bool = False  # gradients are those of the smooth gaps
     precision: Precision = "float32"  # of gradients; decisions are always float32
 
     @property
@@ -66,34 +66,41 @@ class Objective:
         gap = self._gap(logits, label.repeat_interleave(self.count), slack)
         return gap.view(-1, self.count)
 
-    def descend(self, x: Tensor, label: Tensor, weigh: Weigh, *, worst: int) -> tuple[Tensor, Tensor, int, int]:
+    def descend(
+        self, x: Tensor, label: Tensor, weigh: Weigh, *, worst: int, temperature: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, int, int]:
         """Return cautious gaps (N, V), the gradient (N, C, H, W) of their weighted sum, passes forward and backward.
 
         Only the `worst` views of an image (of largest gap) enter the gradient: where these are few, a pass over all
         views without a graph and one over the worst with a graph cost V + 3 worst instead of 3 V. In mixed precision
-        the gaps are float32 and only the gradient is not.
+        the gaps are float32 and only the gradient is not. With a `temperature` (N,) the gradient is that of the smooth
+        gaps.
         """
         moved = self._moved(x)
         if self.precision == "float32" and 1.5 * worst >= self.count:
-            return *self._gradient(moved, label, weigh), self.count, self.count
+            return *self._gradient(moved, label, weigh, temperature), self.count, self.count
         gap = self.gaps(x, label, slack=ROUNDING)
         rows = torch.arange(len(x), device=x.device)[:, None]
-        _, gradient = self._gradient(moved[rows, gap.topk(worst, dim=1).indices], label, weigh)
+        hardest = moved[rows, gap.topk(worst, dim=1).indices]
+        _, gradient = self._gradient(hardest, label, weigh, temperature)
         return gap, gradient, self.count + worst, worst
 
     def _moved(self, x: Tensor) -> Tensor:
         """Return all views of `x` before clipping (N, V, C, H, W)."""
         return x[:, None] if self.views is None else x[:, None] + self.views
 
-    def _gradient(self, moved: Tensor, label: Tensor, weigh: Weigh) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, moved: Tensor, label: Tensor, weigh: Weigh, temperature: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         n, views = moved.shape[:2]
+        label = label.repeat_interleave(views)
         batch = moved.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad(), reduced_precision(self.precision, batch.device):
             logits = self._logits(batch)
-            gap = self._gap(logits, label.repeat_interleave(views), ROUNDING)
-            descended = gap
-            if self.smooth:
-                descended = smooth_gaps(logits, label.repeat_interleave(views), targeted=self.problem.targeted)
+            gap = descended = self._gap(logits, label, ROUNDING)
+            if temperature is not None:
+                soft = temperature.repeat_interleave(views)
+                descended = smooth_gaps(logits, label, soft, targeted=self.problem.targeted)
         weights = weigh(gap.detach().view(n, views))
         (gradient,) = torch.autograd.grad(descended, batch, weights.flatten())
         return gap.detach().view(n, views), gradient.reshape(moved.shape).sum(1)
@@ -108,10 +115,10 @@ class Objective:
 
 
 def ascent_direction(problem: Problem, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gaps (N,) of `x` (N, C, H, W) and the direction that raises the cross-entropy (targeted: lowers it)."""
+    """Return gaps (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
     batch = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = problem.logits(batch)
-        smooth = smooth_gaps(logits, label, targeted=problem.targeted)
+        smooth = smooth_gaps(logits, label, torch.ones_like(logits[0, 0]), targeted=problem.targeted)
     (gradient,) = torch.autograd.grad(smooth.sum(), batch)
     return gaps(logits.detach(), label, targeted=problem.targeted), -gradient

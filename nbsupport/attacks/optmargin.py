@@ -96,7 +96,7 @@ def optmargin(
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
         surrogates = draw_views(tuple(x.shape[1:]), eps=eps, views=views, generator=generator).to(problem.x.device)
-        objective = Objective(problem, surrogates, clip=not authors, smooth=solver == "ddn", precision=precision)
+        objective = Objective(problem, surrogates, clip=not authors, precision=precision)
         search: Search
         if solver == "ddn":
             search = NormSearch(problem, objective, steps=200 if steps is None else steps, confidence=confidence)
