@@ -58,15 +58,15 @@ class Settings:
     brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
     brittle_steps: int = 200  # of ddn
     confidence: float = 10.0  # OPTSTRONG's
-    strong_n: int = 50  # images given to OPTSTRONG, which is slow
+    strong_n: int = 100  # images given to OPTSTRONG, which is slow
     search_steps: int = 4  # of every adam search
-    adam_steps: int = 1000
+    adam_steps: int = 1000  # with each constant, at most
     lr_adam: float = 0.05
     initial_const: float = 1.0
     view_eps: float = 0.15  # RMS of one view of OPTMARGIN
     views: int = 20
     ddn_steps: int = 200
-    adam_n: int = 30  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
+    adam_n: int = 40  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
     authors_lr: float = 0.2
     authors_const: float = 0.2
     distance_scale: float = 255.0**2  # by which `authors` divides the squared distance
@@ -153,7 +153,7 @@ _CIFAR10: dict[str, Any] = {
 _SMOKE: dict[str, Any] = {"n": 12, "strong_n": 4, "adam_n": 4, "search_steps": 2, "adam_steps": 50, "boundary_n": 12}
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
-    ("digits", "standard"): {},
+    ("digits", "standard"): {"adam_steps": 150},
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {
         **_SMOKE,
