@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nbsupport import region, runtime
+from nbsupport import region, runtime, tables
 from nbsupport.boundary import Profile
 from nbsupport.intervals import Rate, wilson
 from nbsupport.stages.attacks import Examples, load_examples
@@ -117,10 +117,10 @@ def instances(
     *,
     names: Sequence[str] = ("benign", "OPTBRITTLE", "OPTMARGIN"),
 ) -> Instances:
-    """Return the first image that was probed in all the versions `names`; versions that no image has are left out.
+    """Return an image that was probed in all the versions `names`; versions that no image has are left out.
 
-    Where no image was probed in all of them, the last versions are dropped until one was; without any image both
-    mappings are empty.
+    It is a typical one: the middle one in the order of the median ray of the first version. Where no image was probed
+    in all of them, the last versions are dropped until one was; without any image both mappings are empty.
     """
     probed = {name: profiles[model, name] for name in names if (model, name) in profiles}
     common = _common(probed)
@@ -128,10 +128,10 @@ def instances(
         probed.popitem()
         common = _common(probed)
     found, spread = {}, {}
+    position = _typical(*next(iter(probed.values())), common) if probed else 0
     for name, (index, profile) in probed.items():
-        row = index == common[0]
-        found[name] = profile.take(row)
-        spread[name] = _clipped_rms(run, _image(run, model, name, common[0]))
+        found[name] = profile.take(index == position)
+        spread[name] = _clipped_rms(run, _image(run, model, name, position))
     return Instances(found, spread)
 
 
@@ -139,6 +139,12 @@ def _common(probed: Mapping[str, tuple[Tensor, Profile]]) -> list[int]:
     """Return the positions in the test set that all sets of examples share, ascending."""
     positions = [set(index.tolist()) for index, _ in probed.values()]
     return sorted(set.intersection(*positions)) if positions else []
+
+
+def _typical(index: Tensor, profile: Profile, common: Sequence[int]) -> int:
+    """Return the position in `common` whose median ray is the middle one."""
+    medians = dict(zip(index.tolist(), tables.ray_medians(profile), strict=True))
+    return sorted(common, key=medians.__getitem__)[(len(common) - 1) // 2]
 
 
 def _image(run: Run, model: str, name: str, position: int) -> Tensor:

@@ -41,13 +41,15 @@ class Slice:
 
 
 def slice_through(run: Run, found: Mapping[tuple[str, str], Examples], model: str, examples: str) -> Slice:
-    """Return the plane through the first image on which the attack `examples` succeeded, and its result.
+    """Return the plane through an image on which the attack `examples` succeeded, and its result.
 
-    Where it never did, both directions are random and the first test image is in the middle.
+    It is the image of the median distortion, a typical one. Where the attack never succeeded, both directions are
+    random and the first test image is in the middle.
     """
     attacked = found[model, examples]
     success = attacked.result.success.nonzero().squeeze(1)
-    row = int(success[0]) if len(success) else 0
+    by_rms = success[attacked.result.rms[success].argsort()]
+    row = int(by_rms[(len(success) - 1) // 2]) if len(success) else 0
     x, x_adv = attacked.x[row], attacked.result.x_adv[row]
     random = boundary.directions(x.numel(), 2, negate=False, generator=runtime.seeded(run.settings.seed, "slice"))
     change = (x_adv - x).flatten()
