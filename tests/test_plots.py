@@ -469,6 +469,13 @@ def test_claims_are_grouped_by_statement_and_coloured_by_verdict() -> None:
     assert [text.get_text() for text in fig.axes[1].texts] == ["n=1", "n=0, not measured"]
 
 
+def test_a_claim_on_several_sets_of_examples_has_one_panel() -> None:
+    several = CLAIMS.assign(claim=1, threshold=0.0, statement=["a beats b", "a beats c", "d beats b", "a beats b"])
+    assert [ax.get_title(loc="left") for ax in plots.claims_overview(several).axes] == ["1  ... beats ..."]
+    unlike = several.assign(statement=["a beats b", "a wins", "a wins", "a wins"])
+    assert [ax.get_title(loc="left") for ax in plots.claims_overview(unlike).axes] == ["1  a beats b; a wins"]
+
+
 def test_the_sketch_shows_what_its_titles_say() -> None:
     label = {name: int(schematic._label(*map(np.asarray, place))) for name, place in schematic._PLACES.items()}
     assert label == {"benign": 0, "FGSM": 1, "OPTBRITTLE": 1, "OPTMARGIN": 1}
