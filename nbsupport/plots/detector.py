@@ -49,7 +49,7 @@ def error_rates(table: pd.DataFrame) -> Figure:
     rows = in_order(dict.fromkeys(table["trained_on"]))
     columns = in_order(dict.fromkeys(table["tested_on"]))
     with house_style():
-        fig = figure(len(models) * (1.0 + 0.42 * len(rows)) + 1.0)
+        fig = figure(len(models) * (1.0 + 0.42 * len(rows)) + 1.4)
         axes = fig.subplots(len(models), 2, sharex=True, sharey=True, squeeze=False)
         for line, model in zip(axes, models, strict=True):
             part = table[table["model"] == model].set_index(["trained_on", "tested_on"])
@@ -58,7 +58,7 @@ def error_rates(table: pd.DataFrame) -> Figure:
                 ax.set_title(f"{model} model\n{title}")
             line[0].set_ylabel("trained on")
         for ax in axes[-1]:
-            ax.set_xticks(range(len(columns)), [name.replace("-", "-\n") for name in columns], rotation=40, ha="right")
+            ax.set_xticks(range(len(columns)), columns, rotation=90)
             ax.set_xlabel("tested on")
         sizes = ", ".join(f"{what} {_span(table[f'n_{what}'])}" for what in ("benign", "adversarial"))
         headline(fig, f"Error rate in per cent, below it the 95 % interval (n: {sizes})")
