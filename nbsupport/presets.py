@@ -74,6 +74,7 @@ class Settings:
     # region classification [C], [H]
     radius: float = 0.15
     samples: int = 100
+    region_n: int = 500  # benign images given to the vote, which is cheap
 
     # decision boundary [H]
     directions: int = 64
@@ -150,7 +151,15 @@ _CIFAR10: dict[str, Any] = {
     "detector_scale": 0.5,
 }
 
-_SMOKE: dict[str, Any] = {"n": 12, "strong_n": 4, "adam_n": 4, "search_steps": 2, "adam_steps": 50, "boundary_n": 12}
+_SMOKE: dict[str, Any] = {
+    "n": 12,
+    "region_n": 50,
+    "strong_n": 4,
+    "adam_n": 4,
+    "search_steps": 2,
+    "adam_steps": 50,
+    "boundary_n": 12,
+}
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
     ("digits", "standard"): {"adam_steps": 150},
@@ -172,6 +181,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "epochs": 20,
         "pgd_epochs": 80,
         "n": 10000,
+        "region_n": 10000,
         "strong_n": 1000,
         "adam_n": 1000,
         "boundary_n": 10000,

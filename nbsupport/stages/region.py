@@ -95,7 +95,7 @@ def region_table(run: Run, found: Mapping[tuple[str, str], Votes]) -> pd.DataFra
 
 
 def _inputs(run: Run, model: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    test = evaluation_data(run, limit=run.settings.n)
+    test = evaluation_data(run, limit=max(run.settings.n, run.settings.region_n))
     everything = torch.ones(len(test), dtype=torch.bool)
     yield "benign", {"index": torch.arange(len(test)), "x": test.x, "y": test.y, "counted": everything}
     for (of, name), found in load_examples(run).items():
