@@ -29,7 +29,7 @@ def test_every_preset_of_every_data_set_builds(dataset, preset):
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and field.name not in ("seed", "detector_shift")
+            and field.name not in ("seed", "detector_shift", "label_smoothing")
         ):
             assert value > 0, f"{field.name} is {value!r}"
 
@@ -100,11 +100,11 @@ def test_the_detector_of_cifar10_sees_what_the_authors_fed_it(distance):
         ("train_n", "500", 500),
         ("eps", "0.25", 0.25),
         ("eps", 1, 1.0),
-        ("augment", "True", True),
-        ("augment", "yes", True),
-        ("augment", 0, False),
-        ("augment", "no", False),
-        ("augment", True, True),
+        ("negate", "True", True),
+        ("negate", "yes", True),
+        ("negate", 0, False),
+        ("negate", "no", False),
+        ("negate", True, True),
         ("model", "package.module:function", "package.module:function"),
         ("root", None, None),
     ],
@@ -131,8 +131,8 @@ def test_overrides_become_the_type_of_the_parameter(name, given, value):
         ("eps", False, "expected eps as float, got False"),
         ("eps", "nan", "expected eps as a finite number, got 'nan'"),
         ("eps", math.inf, "expected eps as a finite number, got inf"),
-        ("augment", "maybe", "expected augment as bool, got 'maybe'"),
-        ("augment", 2, "expected augment as bool, got 2"),
+        ("negate", "maybe", "expected negate as bool, got 'maybe'"),
+        ("negate", 2, "expected negate as bool, got 2"),
         ("radios", 0.1, "expected parameter to be one of .*, got 'radios'; did you mean 'radius'"),
         ("dataset", "mnist", "expected parameter to be one of .*, got 'dataset'"),
     ],
