@@ -166,6 +166,10 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {
         **_SMOKE,
+        "strong_n": 8,
+        "adam_n": 6,
+        "search_steps": 4,
+        "adam_steps": 100,
         "train_n": 12000,
         "epochs": 2,
         "fast_epochs": 2,
