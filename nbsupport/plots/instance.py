@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -67,56 +69,86 @@ def instance_boundary(
     checks.number(radius, name="radius", open_low=True)
     checks.number(last, name="last", open_low=True)
     line = radius / np.sqrt(3) * pixel_max
-    colours = class_colours(len(classes))
     seen: set[int] = set()
-    censored = 0
+    censored = False
     with house_style():
         fig, axes = panels(instances, 4.6, sharey=True)
         for ax, (title, profile) in zip(axes, instances.items(), strict=True):
-            distance = arrays.floats(profile.distance, name=f"distance of {title}", shape=(1, "K"))[0]
-            shape = (1, len(distance))
-            adjacent = arrays.labels(
-                profile.adjacent, name=f"adjacent of {title}", shape=shape, classes=classes, low=-1
-            )[0]
-            center = arrays.labels(profile.center, name=f"center of {title}", shape=(1,), classes=classes)[0]
-            reached = np.isfinite(distance)
-            order = np.argsort(distance, kind="stable")
-            rank = np.empty(len(order), int)
-            rank[order] = np.arange(1, len(order) + 1)
-            for label in np.unique(adjacent[reached]):
-                those = reached & (adjacent == label)
-                ax.plot(
-                    rank[those],
-                    distance[those] * pixel_max,
-                    **_dots(label, colours, len(distance)),
-                    label=classes[label],
-                )
-            ax.plot(rank[~reached], np.full((~reached).sum(), last * pixel_max), **_CROSS, label="no boundary met")
-            ax.axhline(line, color="black", linewidth=1.5, zorder=3, label="radius / sqrt(3)")
-            seen |= {int(label) for label in adjacent[reached]}
-            censored += int((~reached).sum())
+            found = draw_rays(ax, profile, title=title, classes=classes, line=line, last=last, pixel_max=pixel_max)
+            seen |= found.seen
+            censored |= found.reached < found.rays
             after = ""
             if clipped_rms is not None and title in clipped_rms:
                 after = f"\nclipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
-            says = f"the model says {classes[center]}"
+            says = f"the model says {classes[found.center]}"
             ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
-            rays = f"{reached.sum()} of {len(distance)} reach a boundary"
-            ax.set(xlabel=f"rank of the ray (1: the nearest)\n{rays}{after}", ylim=(0, 1.05 * last * pixel_max))
-            ax.set_xlim(1 - 0.02 * len(distance), 1.02 * len(distance))
+            rays = f"{found.reached} of {found.rays} reach a boundary"
+            ax.set_xlabel(f"rank of the ray (1: the nearest)\n{rays}{after}")
         axes[0].set_ylabel(f"distance (RMS, {unit(pixel_max)})")
-        handles = [Line2D([], [], **_dots(label, colours), label=classes[label]) for label in sorted(seen)]
-        if censored:
-            handles.append(Line2D([], [], **_CROSS, label=f"none within {last * pixel_max:.4g}"))
-        handles.append(
-            Line2D(
-                [], [], color="black", linewidth=1.5, label=f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
-            )
-        )
         fig.legend(
-            handles=handles,
+            handles=legend_handles(
+                seen, censored=censored, classes=classes, radius=radius, last=last, pixel_max=pixel_max
+            ),
             loc="outside lower center",
             ncols=int(fig.get_size_inches()[0] / 1.5),
             frameon=False,
             title="class beyond the boundary",
         )
     return fig
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `draw_rays` drew: the image's class, the classes `seen` beyond the boundary, rays reached and in all."""
+
+    center: int
+    seen: frozenset[int]
+    reached: int
+    rays: int
+
+
+def draw_rays(
+    ax: Axes,
+    profile: ProfileLike,
+    *,
+    title: str,
+    classes: Sequence[str],
+    line: float,
+    last: float,
+    pixel_max: float,
+) -> Drawn:
+    """Draw one image's rays into `ax`, sorted by distance, with a black line at `line` (in units of the axis).
+
+    `title` names the profile in errors; the other parameters are those of `instance_boundary`.
+    """
+    colours = class_colours(len(classes))
+    distance = arrays.floats(profile.distance, name=f"distance of {title}", shape=(1, "K"))[0]
+    shape = (1, len(distance))
+    adjacent = arrays.labels(profile.adjacent, name=f"adjacent of {title}", shape=shape, classes=classes, low=-1)[0]
+    center = arrays.labels(profile.center, name=f"center of {title}", shape=(1,), classes=classes)[0]
+    reached = np.isfinite(distance)
+    order = np.argsort(distance, kind="stable")
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(1, len(order) + 1)
+    seen = np.unique(adjacent[reached])
+    for label in seen:
+        those = reached & (adjacent == label)
+        ax.plot(rank[those], distance[those] * pixel_max, **_dots(label, colours, len(distance)), label=classes[label])
+    ax.plot(rank[~reached], np.full((~reached).sum(), last * pixel_max), **_CROSS, label="no boundary met")
+    ax.axhline(line, color="black", linewidth=1.5, zorder=3, label="radius / sqrt(3)")
+    ax.set_ylim(0, 1.05 * last * pixel_max)
+    ax.set_xlim(1 - 0.02 * len(distance), 1.02 * len(distance))
+    return Drawn(int(center), frozenset(map(int, seen)), int(reached.sum()), len(distance))
+
+
+def legend_handles(
+    seen: Iterable[int], *, censored: bool, classes: Sequence[str], radius: float, last: float, pixel_max: float
+) -> list[Line2D]:
+    """Return the legend of `draw_rays`: the classes `seen`, the crosses if rays are `censored`, the black line."""
+    colours = class_colours(len(classes))
+    handles = [Line2D([], [], **_dots(label, colours), label=classes[label]) for label in sorted(seen)]
+    if censored:
+        handles.append(Line2D([], [], **_CROSS, label=f"none within {last * pixel_max:.4g}"))
+    line = radius / np.sqrt(3) * pixel_max
+    name = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
+    return [*handles, Line2D([], [], color="black", linewidth=1.5, label=name)]
