@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -219,7 +220,10 @@ def existing_run(run_dir: str | Path) -> Run:
     """Return the run in `run_dir` with the parameters stored there; raises MissingInput where there is none."""
     folder = Path(run_dir).expanduser().resolve()
     if not (folder / manifest.NAME).exists():
-        raise MissingInput(f"{folder} is not a run folder: it holds no {manifest.NAME}")
+        raise MissingInput(
+            f"{folder} is not a run folder: it holds no {manifest.NAME}; make one:\n"
+            f"  {shlex.join(['python', '-m', 'nbsupport', 'run', presets.DATASETS[0], '--run-dir', str(folder)])}"
+        )
     stored = manifest.read(folder)["parameters"]
     known = {name: value for name, value in stored.items() if name in presets.Settings.__dataclass_fields__}
     return Run(folder, presets.Settings(**known))
