@@ -4,22 +4,28 @@ from nbsupport.stages.attacks import Examples, attack_models, attack_table, load
 from nbsupport.stages.boundary import boundary_table, load_profiles, probe_examples, run_directions
 from nbsupport.stages.claims import claims_table
 from nbsupport.stages.datasets import dataset_table
-from nbsupport.stages.detector import Trial, detect, detector_table, own_scores
+from nbsupport.stages.detector import Trial, detect, detector_table, load_detectors, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import Slice, slice_through
+from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
 from nbsupport.stages.training import train_models
 from nbsupport.stages.training_accuracy import accuracy_table
 
 __all__ = [
+    "FILTERS",
     "MODELS",
+    "THRESHOLD",
     "Examples",
     "Gallery",
     "Instances",
+    "Single",
     "Slice",
+    "Stored",
     "Trial",
+    "Version",
     "Votes",
     "accuracy_table",
     "attack_models",
@@ -35,6 +41,7 @@ __all__ = [
     "gallery",
     "instances",
     "kept_epochs",
+    "load_detectors",
     "load_examples",
     "load_model",
     "load_profiles",

@@ -13,9 +13,10 @@ from nbsupport import detector, runtime, tables
 from nbsupport.boundary import Profile
 from nbsupport.detector import Detector
 from nbsupport.presets import Settings
+from nbsupport.stages.attacks import recipes
 from nbsupport.stages.boundary import load_profiles
 from nbsupport.stages.inputs import MODELS, evaluation_data
-from nbsupport.store import Run
+from nbsupport.store import MissingInput, Run
 
 STAGE = "06_detector"
 ALL = "all"
@@ -55,6 +56,23 @@ def detect(run: Run) -> dict[tuple[str, str], Trial]:
     return found
 
 
+def load_detectors(run: Run) -> dict[tuple[str, str], Detector]:
+    """Return the detectors that `detect` stored, by (model, trained_on); an attack of too few successes has none.
+
+    Raises MissingInput where the stage has not run to its end.
+    """
+    if run.state(STAGE).name == "missing":
+        raise MissingInput(
+            f"{run.path('detector')} is not complete; the notebook {STAGE} makes it: run\n  {run.command}"
+        )
+    names = [(model, name) for model in MODELS for name in (*recipes(run.settings), ALL)]
+    return {
+        key: Detector.from_tensors(run.load(_path(*key), made_by=STAGE))
+        for key in names
+        if run.path(_path(*key)).exists()
+    }
+
+
 def detector_table(trials: Mapping[tuple[str, str], Trial]) -> tuple[pd.DataFrame, list[tables.DetectorRow]]:
     """Return detector.csv and its rows: the rates of every detector on every attack."""
     rows = [
@@ -81,14 +99,20 @@ def _tests(trial: Trial) -> dict[str, Profile]:
     return {**trial.adversarial, ALL: Profile.cat(list(trial.adversarial.values()))}
 
 
+def training_part(settings: Settings) -> Tensor:
+    """Return which of the attacked images, by position in the test set, detectors may be trained on: (n,) bool."""
+    order = torch.randperm(settings.n, generator=runtime.seeded(settings.seed, "detector split"))
+    train = torch.zeros(settings.n, dtype=torch.bool)
+    train[order[: round(settings.detector_train_share * settings.n)]] = True
+    return train
+
+
 Indexed = tuple[Tensor, Profile]  # positions in the test set (N,), and the profiles there
 
 
 def _parts(settings: Settings, profiles: Mapping[str, Indexed]) -> dict[str, tuple[Indexed, Indexed]]:
     """Split every set of examples into a training and a test part by the position of the image."""
-    order = torch.randperm(settings.n, generator=runtime.seeded(settings.seed, "detector split"))
-    train = torch.zeros(settings.n, dtype=torch.bool)
-    train[order[: round(settings.detector_train_share * settings.n)]] = True
+    train = training_part(settings)
 
     def part(entry: Indexed, mask: Tensor) -> Indexed:
         return entry[0][mask], entry[1].take(mask)
@@ -132,5 +156,9 @@ def _fit(run: Run, model: str, name: str, benign: Profile, adversarial: Profile,
         generator=runtime.seeded(settings.seed, "detector", model, name),
         progress=lambda done, total: run.report(STAGE, f"detector of {name}, {model}", done, total, "steps"),
     )
-    run.save(f"detector/{model}/{name}.safetensors", fitted.tensors())
+    run.save(_path(model, name), fitted.tensors())
     return fitted
+
+
+def _path(model: str, name: str) -> str:
+    return f"detector/{model}/{name}.safetensors"
