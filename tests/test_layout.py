@@ -32,6 +32,7 @@ LAYERS = [
     "stages",
     "bench kernel progress",
     "report",
+    "widgets",
     "job",
     "runner",
     "cluster",

@@ -10,6 +10,7 @@ from nbsupport.plots.claims import claims_overview
 from nbsupport.plots.curves import detector_training, training_curves
 from nbsupport.plots.detector import error_rates, roc
 from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values
+from nbsupport.plots.explorer import instance_panels
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import instance_boundary
 from nbsupport.plots.region import region_accuracy
@@ -32,6 +33,7 @@ __all__ = [
     "examples_colour",
     "hypercube_outline",
     "instance_boundary",
+    "instance_panels",
     "montage",
     "nothing_to_show",
     "pixel_values",
