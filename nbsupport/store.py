@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +218,10 @@ def open_run(
 
 
 def existing_run(run_dir: str | Path) -> Run:
-    """Return the run in `run_dir` with the parameters stored there; raises MissingInput where there is none."""
+    """Return the run in `run_dir` with the parameters stored there.
+
+    Raises MissingInput where there is none and DamagedArtifact where parameters are lacking.
+    """
     folder = Path(run_dir).expanduser().resolve()
     if not (folder / manifest.NAME).exists():
         raise MissingInput(
@@ -225,5 +229,9 @@ def existing_run(run_dir: str | Path) -> Run:
             f"  {shlex.join(['python', '-m', 'nbsupport', 'run', presets.DATASETS[0], '--run-dir', str(folder)])}"
         )
     stored = manifest.read(folder)["parameters"]
-    known = {name: value for name, value in stored.items() if name in presets.Settings.__dataclass_fields__}
-    return Run(folder, presets.Settings(**known))
+    fields = presets.Settings.__dataclass_fields__
+    lacking = [name for name, entry in fields.items() if entry.default is dataclasses.MISSING and name not in stored]
+    if lacking:
+        why = f"made by another version of nbsupport: it lacks the parameters {', '.join(lacking)}"
+        raise DamagedArtifact(folder / manifest.NAME, why, "choose another run folder, or delete this one")
+    return Run(folder, presets.Settings(**{name: value for name, value in stored.items() if name in fields}))

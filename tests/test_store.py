@@ -84,8 +84,16 @@ def test_an_unreadable_manifest_is_named(run: Run) -> None:
 
 
 def test_a_folder_without_a_run_is_not_opened_as_one(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match=r"is not a run folder: it holds no run\.json"):
+    with pytest.raises(MissingInput, match=r"is not a run folder: .* run\.json; make one:\n  python -m nbsupport"):
         store.existing_run(tmp_path)
+
+
+def test_a_run_of_another_version_says_which_parameters_it_lacks(run: Run) -> None:
+    contents = manifest.read(run.dir)
+    del contents["parameters"]["train_data"]
+    manifest.write(run.dir, contents)
+    with pytest.raises(DamagedArtifact, match=r"another version .* lacks the parameters train_data"):
+        store.existing_run(run.dir)
 
 
 def test_entries_are_recorded_and_mappings_merged(run: Run) -> None:
