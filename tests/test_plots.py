@@ -114,6 +114,20 @@ def a_slice(**changes: Any) -> Figure:
     return plots.slice_with_hypercube(**{**known, **changes})
 
 
+def version(image: torch.Tensor, **changes: Any) -> SimpleNamespace:
+    counts = torch.tensor([0, 0, 12, 80, 0, 0, 0, 0, 0, 8])
+    known = {"label": 3, "counts": counts, "share": (0.7, 0.87), "profile": INSTANCE, "purity": PURITY[0], "score": 0.3}
+    return SimpleNamespace(image=image, **{**known, **changes})
+
+
+NOTHING = dict.fromkeys(("label", "counts", "share", "profile", "purity", "score"))
+
+
+def panels(original: SimpleNamespace, adversarial: SimpleNamespace, **changes: Any) -> Figure:
+    known = {"name": "OPTMARGIN-authors", "title": "Test image 7", "classes": CLASSES, "radius": 0.15, "last": 0.6}
+    return plots.instance_panels(original, adversarial, **{**known, **changes})
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "montage": montage,
     "montage_rgb": lambda: montage(images=RGB),
@@ -139,6 +153,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "instance": instance,
     "instance_three": lambda: instance(
         instances=dict.fromkeys(("benign", "OPTBRITTLE", "OPTMARGIN-authors"), INSTANCE)
+    ),
+    "panels": lambda: panels(version(GREY[0]), version(X_ADV["FGSM"][0], score=0.97)),
+    "panels_rgb": lambda: panels(version(RGB[0]), version(RGB[1]), pixel_max=255),
+    "panels_no_change": lambda: panels(version(GREY[0], score=None), version(GREY[0], **NOTHING)),
+    "panels_nothing_stored": lambda: panels(
+        version(GREY[0], **NOTHING), version(GREY[1], **NOTHING), absent={"votes": "the vote is missing; " * 4}
     ),
     "detector_training": lambda: plots.detector_training({"FGSM": np.linspace(0.7, 0.1, 60), "all": [0.6, 0.5]}),
     "error_rates": lambda: plots.error_rates(detector_table()),
@@ -549,3 +569,44 @@ def test_bad_input_says_what_was_expected(case: str) -> None:
     make, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_panels_state_difference_votes_rays_and_score() -> None:
+    x, x_adv = GREY[0], X_ADV["FGSM"][0]
+    fig = panels(version(x), version(x_adv, score=0.97), pixel_max=255)
+    said = texts(fig)
+    assert f"RMS {255 * float((x_adv - x).double().square().mean().sqrt()):.4g}" in said
+    assert "difference x 10" in said  # 0.06 * 10 is in the scale, 0.06 * 20 is not
+    assert "detector: benign 0.30, attacked 0.97" in said
+    assert "OPTMARGIN-authors, n=100" in said
+    votes = next(ax for ax in fig.axes if "votes" in ax.get_title(loc="left"))
+    assert [bar.get_height() for bar in votes.patches[10:]] == pytest.approx([0, 0, 0.12, 0.8, 0, 0, 0, 0, 0, 0.08])
+    purity = next(ax for ax in fig.axes if ax.get_title() == "purity")
+    assert [bar.get_height() for bar in purity.patches] == pytest.approx(2 * PURITY[0].tolist())
+    assert sum("of 20 reach a boundary" in ax.get_xlabel() for ax in fig.axes) == 2
+
+
+def test_panels_of_many_classes_show_those_with_votes() -> None:
+    counts = torch.zeros(40, dtype=torch.int64)
+    counts[[33, 39]] = torch.tensor([60, 40])
+    fig = panels(
+        version(GREY[0], counts=counts), version(GREY[1], **NOTHING), classes=[f"class number {i}" for i in range(40)]
+    )
+    votes = next(ax for ax in fig.axes if "votes" in ax.get_title(loc="left"))
+    assert len(votes.patches) == 12
+    assert sorted(bar.get_height() for bar in votes.patches)[-2:] == pytest.approx([0.4, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adversarial": version(RGB[0])}, "the image of OPTMARGIN-authors of shape"),
+        ({"radius": 0.0}, "radius"),
+        ({"last": -1.0}, "last"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"adversarial": version(GREY[0], counts=torch.ones(3))}, "counts of OPTMARGIN-authors of shape"),
+    ],
+)
+def test_panels_refuse_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        panels(**{"original": version(GREY[0]), "adversarial": version(GREY[1]), **changes})

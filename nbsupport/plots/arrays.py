@@ -31,6 +31,38 @@ class ProfileLike(Protocol):
         """The class beyond the boundary on each ray, (N, K)."""
 
 
+class VersionLike(Protocol):
+    """What is read of one version of an image of L classes; None is not stored."""
+
+    @property
+    def image(self) -> Values:
+        """The image (C, H, W) in [0, 1]."""
+
+    @property
+    def label(self) -> int | None:
+        """The model's class."""
+
+    @property
+    def counts(self) -> Values | None:
+        """The votes of each class, (L,)."""
+
+    @property
+    def share(self) -> tuple[float, float] | None:
+        """The interval of the winner's share of the votes."""
+
+    @property
+    def profile(self) -> ProfileLike | None:
+        """The rays of this one image."""
+
+    @property
+    def purity(self) -> Values | None:
+        """The purity of the rays, (3,)."""
+
+    @property
+    def score(self) -> float | None:
+        """The detector's score in [0, 1]."""
+
+
 def numbers(values: Values, *, name: str, shape: Sequence[int | str]) -> NDArray[Any]:
     """Return `values` as an array of `shape`, in which a string is a free length; ValueError if it has another one."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from nbsupport import checks
 from nbsupport.plots import arrays
-from nbsupport.plots.arrays import Floats, ProfileLike, Values
+from nbsupport.plots.arrays import Floats, VersionLike
 from nbsupport.plots.instance import draw_rays, legend_handles
 from nbsupport.plots.style import Picture, broken, examples_colour, examples_style, figure, house_style, unit
 from nbsupport.plots.tiles import as_picture, difference_tile
@@ -22,38 +22,6 @@ from nbsupport.plots.tiles import as_picture, difference_tile
 WIDTH, HEIGHT = 10.0, 7.5  # inches
 _CLASSES = 12  # shown in the vote, at most
 _BAR = 0.36
-
-
-class VersionLike(Protocol):
-    """What is read of one version of an image of L classes; None is not stored."""
-
-    @property
-    def image(self) -> Values:
-        """The image (C, H, W) in [0, 1]."""
-
-    @property
-    def label(self) -> int | None:
-        """The model's class."""
-
-    @property
-    def counts(self) -> Values | None:
-        """The votes of each class, (L,)."""
-
-    @property
-    def share(self) -> tuple[float, float] | None:
-        """The interval of the winner's share of the votes."""
-
-    @property
-    def profile(self) -> ProfileLike | None:
-        """The rays of this one image."""
-
-    @property
-    def purity(self) -> Values | None:
-        """The purity of the rays, (3,)."""
-
-    @property
-    def score(self) -> float | None:
-        """The detector's score in [0, 1]."""
 
 
 def instance_panels(
@@ -178,7 +146,7 @@ def _votes(ax: Axes, versions: Mapping[str, VersionLike], classes: Sequence[str]
     ax.set_ylim(0, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_title("share of the votes, interval of the winner", loc="left", pad=22)
-    handles = [Patch(**_bar(name), label=f"{name}, {counts.sum():.0f} points") for name, counts in found.items()]
+    handles = [Patch(**_bar(name), label=f"{name}, n={counts.sum():.0f}") for name, counts in found.items()]
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, borderaxespad=0.0)
     return None
 
