@@ -20,7 +20,7 @@ from nbsupport.stages import FILTERS, MODELS, THRESHOLD, Single, Stored
 
 DPI = 90
 _FIRST = "OPTMARGIN"  # the attack shown first
-_ERRORS = (OSError, ValueError, RuntimeError, TypeError)  # of reading what is missing, damaged, or of another version
+_ERRORS = (OSError, ValueError, store.DamagedArtifact)  # reading what is missing, damaged, or of another version
 _LABELS = {"style": {"description_width": "58px"}}
 
 
@@ -41,10 +41,9 @@ def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox:
     stored.
     """
     try:
-        stored = Stored(store.existing_run(run_dir))
+        return _Explorer(Stored(store.existing_run(run_dir))).box
     except _ERRORS as error:
         return ipywidgets.VBox([_message(error)])
-    return _Explorer(stored).box
 
 
 def progress(run_dir: str | Path) -> ipywidgets.VBox:
@@ -170,7 +169,7 @@ class _Explorer:
             last=settings.magnitudes[-1],
             threshold=THRESHOLD,
             pixel_max=self._stored.pixel_max,
-            absent=self._stored.absent,
+            absent=dict.fromkeys(self._stored.absent, "not stored yet"),  # a note has the rest
         )
 
     def _why_none(self, model: str, attack: str, condition: str) -> str:

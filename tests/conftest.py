@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nbsupport import data
+from nbsupport import data, job, runner
 from nbsupport.data import ImageSet
+from nbsupport.store import Run
 
 MNIST_FILES = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 
@@ -61,3 +62,19 @@ def cuda() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> job.Job:
+    """The job of one smoke run of all six notebooks on `digits`, which is done."""
+    planned = job.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # twice as fast where other processes compute as well
+        runner.run(planned, lambda line: None)
+    return planned
+
+
+@pytest.fixture(scope="session")
+def smoke(planned: job.Job) -> Run:
+    """The smoke run, not to be changed."""
+    return planned.open()

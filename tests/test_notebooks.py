@@ -101,21 +101,7 @@ def test_the_command_line_accepts_the_parameters() -> None:
     notebooks.require(FOLDER, STAGES, PARAMETERS)
 
 
-# What follows runs all six notebooks once.
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> job.Job:
-    planned = job.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # twice as fast where other processes compute as well
-        runner.run(planned, lambda line: None)
-    return planned
-
-
-@pytest.fixture(scope="module")
-def smoke(planned: job.Job) -> Run:
-    return planned.open()
+# What follows looks into one smoke run of all six notebooks, the fixture `planned`.
 
 
 def outputs(run: Run, stage: str) -> list[dict[str, Any]]:

@@ -1,0 +1,323 @@
+"""The widgets over one smoke run: what they show equals what is stored, and bad folders give a message."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+import pytest
+import torch
+
+from nbsupport import journal, manifest, report, stages, store, widgets
+from nbsupport.stages import FILTERS, Stored
+from nbsupport.store import Run
+
+pytestmark = pytest.mark.slow  # the smoke run
+
+
+def parts(widget: Any) -> Iterator[Any]:
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from parts(child)
+
+
+class Driver:
+    """What a reader does with the explorer, and what they see."""
+
+    def __init__(self, box: Any) -> None:
+        self.by = {part.description: part for part in parts(box) if getattr(part, "description", "")}
+        self.texts = [part for part in parts(box) if isinstance(part, ipywidgets.HTML)]
+        self.pictures = [part for part in parts(box) if isinstance(part, ipywidgets.Image)]
+
+    def __call__(self, **values: Any) -> dict[str, str]:
+        for name, value in values.items():
+            self.by[name].value = value
+        return self.data
+
+    @property
+    def text(self) -> str:
+        return html.unescape("\n".join(part.value for part in self.texts))
+
+    @property
+    def data(self) -> dict[str, str]:
+        (tag,) = re.findall(r'<span class="nb-status"[^>]*>', self.texts[0].value)
+        return dict(re.findall(r'data-([a-z-]+)="([^"]*)"', tag))
+
+    @property
+    def png(self) -> bytes:
+        (picture,) = self.pictures
+        return bytes(picture.value)
+
+
+@pytest.fixture(scope="module")
+def stored(smoke: Run) -> Stored:
+    return Stored(smoke)
+
+
+@pytest.fixture
+def explorer(smoke: Run) -> Driver:
+    return Driver(widgets.instance_explorer(smoke.dir))
+
+
+@pytest.fixture
+def copy(smoke: Run, tmp_path: Path) -> Path:
+    """A copy of the smoke run that a test may harm."""
+    return Path(shutil.copytree(smoke.dir, tmp_path / "run"))
+
+
+def expected(stored: Stored, model: str, attack: str, condition: str) -> list[int]:
+    """The positions of the images to show, image by image from the stored tensors."""
+    found = stored.examples[model, attack]
+    votes = stored.votes[model, attack]
+    probed, profile = stored.profiles.get((model, attack), (torch.empty(0), None))
+    detector = stored.detectors.get((model, attack))
+    keep = []
+    for row, index in enumerate(found.index.tolist()):
+        correct, success = bool(found.result.correct[row]), bool(found.result.success[row])
+        missed = False
+        if detector is not None and profile is not None and index in probed.tolist():
+            place = probed.tolist().index(index)
+            missed = float(detector.score(profile.take(torch.tensor([place])))[0]) < 0.5
+        fulfils = {
+            "all": True,
+            "succeeded": success,
+            "failed": correct and not success,
+            "vote-wrong": correct and int(votes.vote.label[row]) != int(found.y[row]),
+            "missed": missed,
+            "largest": success,
+        }
+        if fulfils[condition]:
+            keep.append((-float(found.result.rms[row]) if condition == "largest" else 0.0, index))
+    return [index for _, index in sorted(keep)]
+
+
+@pytest.mark.parametrize("condition", FILTERS)
+def test_filters_select_exactly_the_right_images(explorer: Driver, stored: Stored, condition: str) -> None:
+    for model in stages.MODELS:
+        for attack in ("FGSM", "OPTBRITTLE", "OPTMARGIN"):
+            wanted = expected(stored, model, attack, condition)
+            rows = stored.select(model, attack, condition)
+            assert stored.examples[model, attack].index[rows].tolist() == wanted
+    data = explorer(model="pgd", attack="FGSM", filter=condition)
+    wanted = expected(stored, "pgd", "FGSM", condition)
+    assert (data["filter"], data["count"]) == (condition, str(len(wanted)))
+    assert data["index"] == (str(wanted[0]) if wanted else "")
+    assert data["state"] == ("ready" if wanted else "none")
+
+
+def test_an_unknown_filter_is_refused(stored: Stored) -> None:
+    with pytest.raises(ValueError, match=r"condition.*vote-wrong"):
+        stored.select("normal", "FGSM", "wrong")
+
+
+def test_every_control_changes_picture_and_status(explorer: Driver, stored: Stored) -> None:
+    seen = {explorer.png: explorer.data}
+    assert explorer.png.startswith(b"\x89PNG")
+    for change in ({"attack": "FGSM"}, {"model": "pgd"}, {"image": 3}, {"filter": "succeeded"}):
+        data = explorer(**change)
+        assert explorer.png not in seen
+        assert data not in seen.values()
+        seen[explorer.png] = data
+    assert (data["model"], data["attack"], data["filter"]) == ("pgd", "FGSM", "succeeded")
+    explorer(model="normal", attack="OPTMARGIN", filter="all", image=1)
+    assert next(iter(seen)) == explorer.png, "the same image gives the same picture"
+
+
+def test_previous_and_next_stop_at_the_ends(explorer: Driver) -> None:
+    previous, following = explorer.by["previous"], explorer.by["next"]
+    assert previous.disabled
+    assert not following.disabled
+    following.click()
+    assert (explorer.data["index"], previous.disabled) == ("1", False)
+    previous.click()
+    previous.click()
+    assert explorer.data["index"] == "0"
+    explorer(image=int(explorer.data["count"]))
+    assert following.disabled
+    last = explorer.data
+    following.click()
+    assert explorer.data == last
+
+
+def test_another_model_or_attack_stays_at_the_image(explorer: Driver) -> None:
+    explorer(image=4)
+    assert explorer(model="pgd")["index"] == "3"
+    assert explorer(attack="PGD")["index"] == "3"
+
+
+def test_numbers_are_those_of_the_artifacts(explorer: Driver, stored: Stored, smoke: Run) -> None:
+    explorer(attack="OPTMARGIN", filter="succeeded")
+    for model in stages.MODELS:
+        data = explorer(model=model)
+        index = int(data["index"])
+        attack = store.load_tensors(smoke.path("attacks", model, "OPTMARGIN.safetensors"))
+        votes = store.load_tensors(smoke.path("region", model, "OPTMARGIN.safetensors"))
+        row = attack["index"].tolist().index(index)
+        assert data["success"] == "true"
+        assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)
+        assert int(data["y"]) == int(attack["y"][row])
+        assert int(data["vote"]) == int(votes["label"][row])
+        if (model, "OPTMARGIN") not in stored.detectors:
+            assert data["score"] == ""
+            continue
+        for name, shown in (("OPTMARGIN", data["score"]), ("benign", data["benign-score"])):
+            found, profile = stored.profiles[model, name]
+            score = stored.detectors[model, "OPTMARGIN"].score(profile)[found.tolist().index(index)]
+            assert float(shown) == pytest.approx(float(score), rel=1e-5)
+
+
+def test_counts_of_the_filters_are_those_of_the_tables(stored: Stored, smoke: Run) -> None:
+    attacks = pd.read_csv(smoke.path("tables", "attacks.csv")).set_index(["model", "attack"])
+    region = pd.read_csv(smoke.path("tables", "region.csv")).set_index(["model", "examples"])
+    measured = [key for key in attacks.index if attacks.loc[key].n]
+    assert measured
+    for key in measured:
+        succeeded = attacks.loc[key].success_rate * attacks.loc[key].n
+        wrong = (1 - region.loc[key].region_accuracy) * region.loc[key].n
+        assert len(stored.select(*key, "succeeded")) == pytest.approx(succeeded)
+        assert len(stored.select(*key, "failed")) == pytest.approx(attacks.loc[key].n - succeeded)
+        assert len(stored.select(*key, "vote-wrong")) == pytest.approx(wrong, abs=1e-6)
+
+
+def test_detectors_are_loaded_as_they_were_trained(smoke: Run) -> None:
+    trained = {path.relative_to(smoke.path("detector")) for path in smoke.path("detector").glob("*/*.safetensors")}
+    loaded = stages.load_detectors(smoke)
+    assert {Path(model, f"{name}.safetensors") for model, name in loaded} == trained
+
+
+def test_nothing_is_written(explorer: Driver, smoke: Run) -> None:
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in smoke.dir.rglob("*") if path.is_file()}
+
+    before = state()
+    explorer(attack="FGSM", filter="missed")
+    widgets.progress(smoke.dir)
+    assert state() == before
+
+
+def test_a_redraw_is_quick(explorer: Driver) -> None:
+    taken = []
+    for place in range(1, 8):
+        began = time.process_time()
+        explorer(image=place)
+        taken.append(time.process_time() - began)
+    assert statistics.median(taken) < 0.5  # 0.2 s on the slowest machine it was measured on
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("region", ["votes", "04_region_classification"]),
+        ("boundary", ["profiles", "05_boundary_analysis"]),
+        ("detector", ["detectors", "06_detector"]),
+    ],
+)
+def test_a_half_done_run_shows_the_rest_and_names_the_command(copy: Path, missing: str, words: list[str]) -> None:
+    shutil.rmtree(copy / missing)
+    contents = manifest.read(copy)
+    del contents["stages"]["06_detector"]
+    manifest.write(copy, contents)
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer.data["state"] == "ready"
+    for word in [*words, "python -m nbsupport run digits --preset smoke"]:
+        assert word in explorer.text
+    for condition in FILTERS:
+        explorer(filter=condition)
+    explorer(filter={"region": "vote-wrong"}.get(missing, "missed"))
+    assert explorer.data["state"] == "none"
+
+
+def test_an_attack_without_a_detector_says_why_none_is_missed(copy: Path) -> None:
+    (copy / "detector" / "normal" / "OPTMARGIN.safetensors").unlink()
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer(filter="missed")["state"] == "none"
+    assert "no detector was trained on OPTMARGIN" in explorer.text
+
+
+def no_attacks(folder: Path) -> str:
+    shutil.rmtree(folder / "attacks" / "pgd")
+    return r"attacks/pgd/.*03_attacks makes it: run\n\s*python -m nbsupport run digits --preset smoke"
+
+
+def damaged(folder: Path) -> str:
+    path = folder / "attacks" / "normal" / "FGSM.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    return r"FGSM\.safetensors is damaged .*run its notebook again"
+
+
+def no_run(folder: Path) -> str:
+    (folder / manifest.NAME).unlink()
+    return r"is not a run folder: .*python -m nbsupport run digits --run-dir"
+
+
+def unreadable(folder: Path) -> str:
+    (folder / manifest.NAME).write_text("{")
+    return r"run\.json is damaged"
+
+
+def other_parameters(folder: Path) -> str:
+    contents = manifest.read(folder)
+    del contents["parameters"]["test_data"]
+    manifest.write(folder, contents)
+    return r"another version of nbsupport: it lacks the parameters test_data"
+
+
+def other_entries(folder: Path) -> str:
+    path = folder / "attacks" / "normal" / "FGSM.safetensors"
+    tensors = store.load_tensors(path)
+    store.save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "rms"}, seconds="1")
+    return r"this version of nbsupport .* without 'rms'.*\n\s*python -m nbsupport run digits"
+
+
+def no_data(folder: Path) -> str:
+    contents = manifest.read(folder)
+    contents["parameters"] |= {"train_data": "npz:/nowhere.npz", "test_data": "npz:/nowhere.npz"}
+    manifest.write(folder, contents)
+    return "nowhere"
+
+
+@pytest.mark.parametrize("harm", [no_attacks, damaged, no_run, unreadable, other_parameters, other_entries, no_data])
+def test_a_folder_that_cannot_be_shown_gives_a_message(copy: Path, harm: Any) -> None:
+    message = harm(copy)
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer.data == {"state": "error"}
+    assert re.search(message, explorer.text, re.DOTALL)
+    assert not explorer.pictures
+    assert "Traceback" not in explorer.text
+
+
+def test_progress_tells_the_status_and_reads_it_again(copy: Path) -> None:
+    shown = Driver(widgets.progress(str(copy)))
+    assert report.status(store.existing_run(copy)) in shown.text
+    assert shown.data["state"] == "ready"
+    writer = journal.Journal(copy)
+    writer.report("03_attacks", "a <b> attack", 0, 9, event="started")
+    time_passes = shown.data
+    writer.report("03_attacks", "a <b> attack", 3, 9, success=0.5)
+    assert shown.data == time_passes, "only the button reads again"
+    shown.by["refresh"].click()
+    assert (shown.data["stage"], shown.data["done"], shown.data["total"]) == ("03_attacks", "3", "9")
+    assert shown.data["what"] == "a &lt;b&gt; attack"
+    assert re.search(r"a <b> attack +3/9 images, .*/s, .* left, success 0\.5", shown.text)
+    (copy / manifest.NAME).unlink()
+    shown.by["refresh"].click()
+    assert shown.data == {"state": "error"}
+    assert "is not a run folder" in shown.text
+
+
+def test_progress_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
+    run = store.open_run(tmp_path / "new", dataset="digits", preset="smoke")
+    shown = Driver(widgets.progress(run.dir))
+    assert (shown.data["state"], shown.data["stage"]) == ("ready", "")
+    assert "Nothing has been reported yet" in shown.text
+    explorer = Driver(widgets.instance_explorer(run.dir))
+    assert explorer.data == {"state": "error"}
+    assert "03_attacks makes it: run" in explorer.text
