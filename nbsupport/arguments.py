@@ -10,7 +10,11 @@ from collections.abc import Iterable
 
 def number(value: float, *, name: str, low: float = 0.0, open_low: bool = False, high: float = math.inf) -> None:
     """Raise ValueError unless `value` is finite and in [low, high] (above `low` with `open_low`)."""
-    inside = math.isfinite(value) and (value > low if open_low else value >= low) and value <= high
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise ValueError(f"expected {name} as a number, got {value!r}") from None
+    inside = finite and (value > low if open_low else value >= low) and value <= high
     if not inside:
         bound = f"{'above' if open_low else 'at least'} {low:g}" + (
             "" if math.isinf(high) else f" and at most {high:g}"

@@ -95,7 +95,7 @@ class Detector:
         Intervals: Wilson's for the two rates, Newcombe's for the area under the ROC curve.
         """
         checks.number(threshold, name="threshold", high=1.0)
-        checks.number(confidence, name="confidence", open_low=True, high=1.0)
+        checks.number(confidence, name="confidence", open_low=True, high=1 - 1e-9)
         negative, positive = (self.score(profile).cpu().numpy() for profile in (benign, adversarial))
         return Rates(
             intervals.wilson(int((negative >= threshold).sum()), negative.size, confidence=confidence),

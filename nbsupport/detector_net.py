@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nbsupport.runtime import full_float32
 
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
@@ -71,9 +73,17 @@ def orders(count: int, steps: int, rows: int, generator: torch.Generator | None)
     return torch.rand(cycles, count, generator=generator).argsort(1).flatten()[: steps * rows].view(steps, rows)
 
 
-def exact() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which cuDNN adds in a fixed order and in full float32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Let cuDNN add in a fixed order, and in full float32."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with full_float32():
+            yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def train(

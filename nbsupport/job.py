@@ -13,10 +13,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from nbsupport import arguments, manifest, notebooks, presets, store
+from nbsupport import arguments, limits, manifest, notebooks, presets, store
 from nbsupport.store import STAGES, Run
-
-_COUNTS = ("n", "strong_n", "adam_n", "boundary_n", "train_n", "batch_size", "views", "samples", "directions")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def plan(
     if dataset.endswith(":"):
         raise ValueError(f"expected a path after {dataset!r}")
     settings = presets.settings(dataset, preset, overrides)
-    _require_values(settings)
+    limits.require(settings)
     _require_data(settings)
     _require_model(settings.model)
     target = Path(run_dir).expanduser().resolve() if run_dir else default_run_dir(settings, named=bool(overrides))
@@ -100,15 +98,6 @@ def plan(
     if (target / manifest.NAME).exists():
         manifest.require_same(target, manifest.read(target)["parameters"], settings)
     return job
-
-
-def _require_values(settings: presets.Settings) -> None:
-    for name, value in dataclasses.asdict(settings).items():
-        if name in _COUNTS and value is not None:
-            arguments.count(value, name=name)
-        elif isinstance(value, int | float) and name != "detector_shift":
-            arguments.number(value, name=name)
-    settings.magnitudes  # noqa: B018  (raises where there are none)
 
 
 def _require_data(settings: presets.Settings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from nbsupport import checks, runtime
 
-PRECISIONS = typing.get_args(runtime.Precision)
 _CALIBRATION_POINTS = 512
 _SAFETY = 2.0  # on the largest error seen at the calibration points
 

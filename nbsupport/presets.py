@@ -1,6 +1,6 @@
 """Every setting of a run, with its source: one table a data set, and what each preset changes in it.
 
-Lengths are in [0, 1] units (RMS per pixel). Sources: [H] He, Li & Song 2018 and their release [H-code],
+Lengths are in [0, 1] units. Sources: [H] He, Li & Song 2018 and their release [H-code],
 [C] Cao & Gong 2017, [M] Madry et al. 2018; where none is named the value is ours.
 """
 
@@ -66,7 +66,7 @@ class Settings:
     view_eps: float = 0.15  # RMS of one view of OPTMARGIN
     views: int = 20
     ddn_steps: int = 200
-    adam_n: int = 40  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
+    adam_n: int = 36  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
     authors_lr: float = 0.2
     authors_const: float = 0.2
     distance_scale: float = 255.0**2  # by which `authors` divides the squared distance
@@ -77,14 +77,14 @@ class Settings:
     region_n: int = 500  # benign images given to the vote, which is cheap
 
     # decision boundary [H]
-    directions: int = 64
+    directions: int | None = 64  # None: one for each pixel and channel, at most 1000
     negate: bool = True
     magnitude_step: float = 0.01
     magnitude_max: float = 0.99
     boundary_n: int = 100  # images probed, of every set of examples
 
     # detector [H-code]
-    detector_steps: int = 600
+    detector_steps: int = 500
     detector_pairs: int = 64
     detector_train_share: float = 0.6
     detector_shift: float = 0.0  # the detector sees (distance - shift) / scale
@@ -151,6 +151,7 @@ _CIFAR10: dict[str, Any] = {
     "detector_scale": 0.5,
 }
 
+_OWN_DATA: dict[str, Any] = {"directions": None, "validation_n": 100}  # on top of CIFAR-10's
 _SMOKE: dict[str, Any] = {
     "n": 12,
     "region_n": 50,
@@ -162,7 +163,7 @@ _SMOKE: dict[str, Any] = {
 }
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
-    ("digits", "standard"): {"adam_steps": 150},
+    ("digits", "standard"): {"adam_steps": 120},
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {
         **_SMOKE,
@@ -233,7 +234,8 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
         arguments.choice(dataset, DATASETS, name="data set")
     family = "cifar10" if own_data else dataset
     table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
-    values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset], **(overrides or {})}
+    values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset]}
+    values |= {**(_OWN_DATA if own_data else {}), **(overrides or {})}
     fields = {field.name: hint for field, hint in _fields()}
     for name, value in values.items():
         arguments.choice(name, fields, name="parameter")

@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "mixed"]  # mixed: reduced precision, every decision confirmed in float32
+PRECISIONS = get_args(Precision)
 
 
 def best_device() -> torch.device:
@@ -36,22 +37,29 @@ def seeded(seed: int, *purpose: object) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model` in evaluation mode with constant parameters; restore every mode and flag on exit.
+def full_float32() -> Iterator[None]:
+    """Compute float32 convolutions and products in full: CUDA's TF32 keeps ten bits of the mantissa."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision, products.fp32_precision
+    try:
+        convolutions.fp32_precision = products.fp32_precision = "ieee"
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
 
-    Inside, convolutions are float32 in full: CUDA's default (TF32) would keep ten bits of the mantissa.
-    """
-    tf32 = torch.backends.cudnn.allow_tf32
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield `model` in evaluation mode with constant parameters, in full float32; restore everything on exit."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        torch.backends.cudnn.allow_tf32 = False
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        yield model
+        with full_float32():
+            yield model
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:

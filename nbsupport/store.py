@@ -98,7 +98,7 @@ class Run:
 
         Raises MissingInput where it is absent and DamagedArtifact where it is truncated or altered.
         """
-        return load_tensors(self._require(rel, made_by))
+        return load_tensors(self.require(rel, made_by))
 
     def sharded(
         self,
@@ -137,7 +137,7 @@ class Run:
         """Return tables/`name`.csv; raises MissingInput or DamagedArtifact as `load`."""
         import pandas as pd
 
-        path = self._require(f"tables/{name}.csv", made_by)
+        path = self.require(f"tables/{name}.csv", made_by)
         try:
             return pd.read_csv(path)
         except ValueError as error:
@@ -148,7 +148,8 @@ class Run:
         write_figure(path := self.path("figures", f"{name}.png"), figure)
         return path
 
-    def _require(self, rel: str, made_by: str) -> Path:
+    def require(self, rel: str, made_by: str) -> Path:
+        """Return the path of `rel`, which the notebook `made_by` stores; raises MissingInput where it is absent."""
         path = self.path(rel)
         if not path.exists():
             raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")

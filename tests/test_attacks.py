@@ -308,8 +308,12 @@ def test_misclassified_images_are_reported_apart(attack):
 
 @each(EVERY)
 def test_nothing_but_misclassified_images(attack):
-    model, x = half_space(), interior_images(3)
-    result = attack(model, x, 1 - predicted(model, x))
+    class Viewing(nn.Module):
+        def forward(self, x):
+            return half_space()(x.view(x.size(0), -1, 1, 1))  # fails on an empty batch
+
+    x = interior_images(3)
+    result = attack(Viewing(), x, 1 - predicted(half_space(), x))
     assert torch.equal(result.x_adv, x)
     assert not result.correct.any()
 
@@ -366,7 +370,7 @@ def test_a_model_that_wants_contiguous_images_gets_them(attack):
             self.model = half_space()
 
         def forward(self, x):
-            return self.model(x.view(len(x), -1, 1, 1))
+            return self.model(x.view(x.size(0), -1, 1, 1))
 
     x = interior_images(4)
     expected = attack(half_space(), x, predicted(half_space(), x))
@@ -383,6 +387,32 @@ def test_scaling_the_logits_changes_no_direction(name):
     y = predicted(model, x)
     plain, scaled = MINIMUM_NORM[name](model, x, y), MINIMUM_NORM[name](Scaled(), x, y)
     assert torch.allclose(plain.x_adv, scaled.x_adv, atol=1e-3)
+
+
+@each(EVERY)
+def test_gradients_of_the_caller_neither_matter_nor_leak(attack):
+    model, x = small_cnn(), torch.rand(4, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    expected = attack(model, x, y)
+    with torch.no_grad():
+        assert torch.equal(attack(model, x, y).x_adv, expected.x_adv)
+    result = attack(model, x.clone().requires_grad_(), y)
+    assert not result.x_adv.requires_grad
+    assert not result.rms.requires_grad
+
+
+@each(EVERY)
+def test_an_unknown_precision_is_refused(attack):
+    model, x = half_space(), interior_images(2)
+    with pytest.raises(ValueError, match="expected precision to be one of float32, mixed, got 'bfloat16'"):
+        attack(model, x, predicted(model, x), precision="bfloat16")
+
+
+@each(MINIMUM_NORM)
+def test_an_exact_tie_is_left(attack):
+    normal = torch.ones(DIM)
+    model, x = HalfSpace(normal, 0.5 * DIM), torch.full((1, *SHAPE), 0.5)
+    assert attack(model, x, torch.tensor([0])).success.all()
 
 
 def test_a_generator_leaves_the_global_stream_alone():
@@ -480,6 +510,8 @@ def test_bad_images_and_labels_are_refused(attack, x, y, message):
         (lambda *a: attacks.optmargin(*a, eps=0.1, variant="author"), "did you mean 'authors'"),
         (lambda *a: attacks.optmargin(*a, eps=0.1, solver="ddn", variant="authors"), "expected solver 'adam'"),
         (lambda *a: attacks.optmargin(*a, eps=0.1, solver="adam", distance_scale=0.0), "expected distance_scale"),
+        (lambda *a: attacks.optmargin(*a, eps=0.1, lr=0.1), "expected lr with the solver 'adam' only"),
+        (lambda *a: attacks.fgsm(*a, eps="a"), "expected eps as a number, got 'a'"),
         (lambda *a: attacks.fgsm(*a, eps=0.1, targets=torch.tensor([5, 5])), "expected targets from 0 to 1"),
     ],
 )  # fmt: skip

@@ -72,7 +72,7 @@ def test_a_run_folder_and_the_root_become_absolute(folder: Path) -> None:
         ("digits", {"radios": 1}, "expected parameter to be one of .* did you mean 'radius'"),
         ("digits", {"n": "many"}, "expected n as int, got 'many'"),
         ("digits", {"n": 0}, "expected n as a whole number of at least 1, got 0"),
-        ("digits", {"radius": -1}, "expected radius at least 0, got -1"),
+        ("digits", {"radius": -1}, "expected radius above 0 and at most 1, got -1"),
         ("digits", {"magnitude_step": 0}, "expected magnitude_step above 0"),
         ("digits", {"model": "digits_cn"}, "expected model to be one of .* did you mean 'digits_cnn'"),
         ("digits", {"model": "nowhere.to_be:found"}, "expected model as package.module:function .* got 'nowhere"),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "__init__ arguments",
     "checks intervals presets",
+    "limits",
     "runtime",
     "artifacts data labels pool",
     "models train",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nbsupport import presets
+from nbsupport import limits, presets
 
 NAMES = ["digits", "mnist", "cifar10", "folder:pictures", "npz:arrays.npz"]
 
@@ -17,21 +17,13 @@ def test_every_preset_of_every_data_set_builds(dataset, preset):
     settings = presets.settings(dataset, preset)
     assert settings.preset == preset
     assert settings.train_data == settings.test_data == settings.dataset
-    rays = settings.directions * (1 + settings.negate)
-    assert rays >= 36  # what the detector needs
     pixels = {"digits": 64, "mnist": 784}.get(dataset, 3072)
-    assert settings.directions <= pixels
+    directions = settings.directions or 64  # None: as many as the images allow
+    assert directions * (1 + settings.negate) >= 36  # what the detector needs
+    assert directions <= pixels
     assert settings.views - 1 <= pixels
     assert 0 < settings.magnitudes[0] <= settings.magnitudes[-1] <= 1
-    for field, hint in presets._fields():
-        value = getattr(settings, field.name)
-        assert isinstance(value, hint), f"{field.name} is {value!r}"
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and field.name not in ("seed", "detector_shift", "label_smoothing")
-        ):
-            assert value > 0, f"{field.name} is {value!r}"
+    limits.require(settings)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +161,22 @@ def test_overrides_do_not_leak_into_the_presets():
     presets.settings("digits", overrides={"n": 3, "eps": 0.5})
     assert presets.settings("digits").n != 3
     assert presets.settings("digits").eps == 0.15
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pgd_schedule", "fats", "did you mean 'fast'"),
+        ("augment", "flop", "expected augment to be one of none, crop, crop-flip"),
+        ("brittle_solver", "carlini", "expected brittle_solver to be one of ddn, adam"),
+        ("epochs", 0, "expected epochs as a whole number of at least 1, got 0"),
+        ("search_steps", 0, "expected search_steps as a whole number"),
+        ("lr", 0.0, "expected lr above 0, got 0.0"),
+        ("radius", 1.5, "expected radius above 0 and at most 1, got 1.5"),
+        ("detector_train_share", 2.0, "expected detector_train_share above 0 and at most 0.95"),
+        ("seed", -1, "expected seed as a whole number of at least 0, got -1"),
+    ],
+)
+def test_values_that_no_run_can_work_with_are_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        limits.require(presets.settings("digits", overrides={name: value}))

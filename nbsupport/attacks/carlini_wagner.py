@@ -110,6 +110,7 @@ class PenaltySearch(Search):
         checks.number(initial_const, name="initial_const", open_low=True)
         checks.number(distance_scale, name="distance_scale", open_low=True)
         super().__init__(problem)
+        self.every = min(10, steps)
         self.objective, self.confidence = objective, confidence
         self.search_steps, self.steps, self.lr = search_steps, steps, lr
         self.initial_const, self.distance_scale = initial_const, distance_scale
@@ -152,7 +153,7 @@ class PenaltySearch(Search):
         self._leave_trial(state, loss)
 
     def _hinge_slope(self, gap: Tensor) -> Tensor:
-        return (gap > -self.confidence).to(gap.dtype)
+        return (~across(gap, self.confidence)).to(gap.dtype)  # a tie is not across: it pulls too
 
     def _enter_trial(self, state: State) -> None:
         """Reset w, Adam and the bookkeeping of the images that begin with a new constant."""

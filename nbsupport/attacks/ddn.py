@@ -70,10 +70,11 @@ def ddn_l2(
         return search.result(objective)
 
 
-_WORST = 5  # views in a gradient
+# Chosen on a normally trained `mnist_cnn`, 8 images with 20 views and 24 with one; mean RMS in brackets.
+_WORST = 5  # views in a gradient (.0669; 20 views .0710, 3 views .0668, at three times and .9 times the cost)
 _VIEWS = 0.01  # temperature of the soft maximum over views, in gaps of the image before the attack
-_RIVALS = 0.07  # temperature of the soft maximum over rival classes, likewise
-_STRIDE = 2.0  # first step, in norms of the perturbation
+_RIVALS = 0.07  # temperature of the soft maximum over rival classes, likewise (.0500; .03 .0506, .15 .0503)
+_STRIDE = 2.0  # first step, in norms of the perturbation (one view: .0506; .5 norms .0508, .25 norms .0509)
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 _BISECTIONS = 10
 
@@ -103,6 +104,7 @@ class NormSearch(Search):
         checks.number(init_norm, name="init_norm", open_low=True)
         checks.number(gamma, name="gamma", open_low=True, high=1 - 1e-6)
         super().__init__(problem)
+        self.every = min(10, steps)
         self.objective, self.steps, self.confidence = objective, steps, confidence
         self.init_norm, self.gamma = init_norm, gamma
         self.worst = min(_WORST, objective.count)

@@ -6,15 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, ascent_direction
+from nbsupport.attacks.objective import Objective
 from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
 from nbsupport.attacks.search import Search
 from nbsupport.pool import State
-from nbsupport.runtime import frozen
+from nbsupport.runtime import Precision, frozen
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targets: Tensor | None = None) -> Attack:
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    targets: Tensor | None = None,
+    precision: Precision = "float32",
+) -> Attack:
     """Return `x + eps sign(gradient of the cross-entropy)`, clipped to [0, 1].
 
     Parameters
@@ -28,6 +36,8 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targets: Tensor 
         L-inf size of the step, in [0, 1] units.
     targets : (N,) int64, optional
         Classes to reach; the step then lowers the target's cross-entropy.
+    precision : {"float32", "mixed"}
+        "mixed" takes the gradient in bfloat16; success is confirmed in float32 on the returned image.
 
     Returns
     -------
@@ -45,23 +55,24 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targets: Tensor 
     checks.number(eps, name="eps")
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
-        search = _SignStep(problem, eps)
+        objective = Objective(problem, precision=precision)
+        search = _SignStep(problem, objective, eps)
         search.run(slots=problem.rows())
-        return search.result(Objective(problem), keep_failures=True)
+        return search.result(objective, keep_failures=True)
 
 
 class _SignStep(Search):
     every = 1
 
-    def __init__(self, problem: Problem, eps: float) -> None:
+    def __init__(self, problem: Problem, objective: Objective, eps: float) -> None:
         super().__init__(problem)
-        self.eps = eps
+        self.objective, self.eps = objective, eps
 
     def begin(self, state: State) -> None:
         pass
 
     def step(self, state: State) -> None:
-        _, gradient = ascent_direction(self.problem, state["x"], state["label"])
+        _, gradient = self.objective.ascend(state["x"], state["label"])
         state["best"] = (state["x"] + self.eps * gradient.sign()).clamp(0, 1)
         state["forwards"] += 1
         state["backwards"] += 1

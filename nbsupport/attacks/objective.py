@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbsupport import checks
 from nbsupport.attacks.problem import Problem
-from nbsupport.runtime import Precision, reduced_precision
+from nbsupport.runtime import PRECISIONS, Precision, reduced_precision
 
 Weigh = Callable[[Tensor], Tensor]  # gaps (N, K) -> weights (N, K)
 
-# A search asks for a little more than the final check, so that a different batch, which rounds differently, agrees.
+# A search asks for a little more than the final check, so that a different batch, which rounds differently, agrees:
+# this share of the spread of an image's logits.
 ROUNDING = 1e-5
 
 
@@ -54,13 +56,16 @@ class Objective:
     clip: bool = True  # clip the views to [0, 1] before the network
     precision: Precision = "float32"  # of gradients; decisions are always float32
 
+    def __post_init__(self) -> None:
+        checks.choice(self.precision, PRECISIONS, name="precision")
+
     @property
     def count(self) -> int:
         """The number of views."""
         return 1 if self.views is None else len(self.views)
 
     def gaps(self, x: Tensor, label: Tensor, *, slack: float = 0.0) -> Tensor:
-        """Return the gaps (N, V) of `x` (N, C, H, W) without a graph, plus `slack` times the largest logit."""
+        """Return the gaps (N, V) of `x` (N, C, H, W) without a graph, plus `slack` times the spread of the logits."""
         with torch.no_grad():
             logits = self._logits(self._moved(x).flatten(0, 1))
         gap = self._gap(logits, label.repeat_interleave(self.count), slack)
@@ -85,19 +90,30 @@ class Objective:
         _, gradient = self._gradient(hardest, label, weigh, temperature)
         return gap, gradient, self.count + worst, worst
 
+    def ascend(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gaps (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
+        gap, pull = self._gradient(x[:, None], label, torch.ones_like, torch.ones(len(x), device=x.device), slack=0.0)
+        return gap.squeeze(1), -pull
+
     def _moved(self, x: Tensor) -> Tensor:
         """Return all views of `x` before clipping (N, V, C, H, W)."""
         return x[:, None] if self.views is None else x[:, None] + self.views
 
     def _gradient(
-        self, moved: Tensor, label: Tensor, weigh: Weigh, temperature: Tensor | None
+        self,
+        moved: Tensor,
+        label: Tensor,
+        weigh: Weigh,
+        temperature: Tensor | None,
+        *,
+        slack: float = ROUNDING,
     ) -> tuple[Tensor, Tensor]:
         n, views = moved.shape[:2]
         label = label.repeat_interleave(views)
         batch = moved.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad(), reduced_precision(self.precision, batch.device):
             logits = self._logits(batch)
-            gap = descended = self._gap(logits, label, ROUNDING)
+            gap = descended = self._gap(logits, label, slack)
             if temperature is not None:
                 soft = temperature.repeat_interleave(views)
                 descended = smooth_gaps(logits, label, soft, targeted=self.problem.targeted)
@@ -110,15 +126,6 @@ class Objective:
         return self.problem.logits(moved.clamp(0, 1) if self.clip and self.views is not None else moved)
 
     def _gap(self, logits: Tensor, label: Tensor, slack: float) -> Tensor:
-        """Return the gaps (R,) plus `slack` times the largest logit."""
-        return gaps(logits, label, targeted=self.problem.targeted) + slack * logits.detach().abs().amax(1)
-
-
-def ascent_direction(problem: Problem, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gaps (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
-    batch = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = problem.logits(batch)
-        smooth = smooth_gaps(logits, label, torch.ones_like(logits[0, 0]), targeted=problem.targeted)
-    (gradient,) = torch.autograd.grad(smooth.sum(), batch)
-    return gaps(logits.detach(), label, targeted=problem.targeted), -gradient
+        """Return the gaps (R,) plus `slack` times the spread of the logits."""
+        fixed = logits.detach()
+        return gaps(logits, label, targeted=self.problem.targeted) + slack * (fixed.amax(1) - fixed.amin(1))

@@ -75,7 +75,8 @@ def optmargin(
     Returns
     -------
     Attack
-        A failed image is returned unchanged; an iteration counts one pass for every view.
+        A failed image is returned unchanged. An iteration of `adam` counts `views` passes forward and backward; one
+        of `ddn` counts `views` forward and then, of its worst five views, five forward and five backward.
 
     Raises
     ------
@@ -89,10 +90,16 @@ def optmargin(
     checks.number(eps, name="eps")
     checks.choice(variant, ("equations", "authors"), name="variant")
     authors = variant == "authors"
-    solver = solver or ("adam" if authors else "ddn")
+    solver = ("adam" if authors else "ddn") if solver is None else solver
     checks.choice(solver, ("adam", "ddn"), name="solver")
     if solver == "ddn" and authors:
         raise ValueError("expected solver 'adam' for the variant 'authors', got 'ddn'; 'ddn' has no distance to scale")
+    adam_only = {"distance_scale": distance_scale, "lr": lr, "initial_const": initial_const}
+    given = [name for name, value in adam_only.items() if value is not None]
+    if solver == "ddn" and given:
+        raise ValueError(
+            f"expected {', '.join(given)} with the solver 'adam' only, got 'ddn'; leave out or change solver"
+        )
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
         surrogates = draw_views(tuple(x.shape[1:]), eps=eps, views=views, generator=generator).to(problem.x.device)

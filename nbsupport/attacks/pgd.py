@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across, ascent_direction
+from nbsupport.attacks.objective import Objective, across
 from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
 from nbsupport.attacks.search import Search, per_image
 from nbsupport.pool import State
-from nbsupport.runtime import frozen
+from nbsupport.runtime import Precision, frozen
 
 
 def pgd_linf(
@@ -26,6 +26,7 @@ def pgd_linf(
     random_start: bool = True,
     targets: Tensor | None = None,
     generator: torch.Generator | None = None,
+    precision: Precision = "float32",
 ) -> Attack:
     """Return images within `eps` of `x` in L-inf, found by projected ascent of the cross-entropy.
 
@@ -52,6 +53,8 @@ def pgd_linf(
         Classes to reach.
     generator : torch.Generator, optional
         A CPU generator; None: torch's global one.
+    precision : {"float32", "mixed"}
+        "mixed" takes gradients in bfloat16; success is confirmed in float32 on the returned image.
 
     Returns
     -------
@@ -74,16 +77,20 @@ def pgd_linf(
         problem = Problem.of(model, x, y, targets)
         shape = (restarts, *x.shape[1:])
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
-        search = _ProjectedAscent(problem, offsets.to(problem.x.device), eps, steps, step_size)
+        objective = Objective(problem, precision=precision)
+        search = _ProjectedAscent(problem, objective, offsets.to(problem.x.device), eps, steps, step_size)
         search.run(slots=problem.rows())
-        return search.result(Objective(problem), keep_failures=True)
+        return search.result(objective, keep_failures=True)
 
 
 class _ProjectedAscent(Search):
     every = 1  # a step of the pool is a whole restart, so all its images are in the same phase
 
-    def __init__(self, problem: Problem, offsets: Tensor, eps: float, steps: int, step_size: float) -> None:
+    def __init__(
+        self, problem: Problem, objective: Objective, offsets: Tensor, eps: float, steps: int, step_size: float
+    ) -> None:
         super().__init__(problem)
+        self.objective = objective
         self.offsets, self.eps, self.steps, self.step_size = offsets, eps, steps, step_size
 
     def begin(self, state: State) -> None:
@@ -94,10 +101,10 @@ class _ProjectedAscent(Search):
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
         for _ in range(self.steps):
-            gap, gradient = ascent_direction(self.problem, x, state["label"])
+            gap, gradient = self.objective.ascend(x, state["label"])
             self._keep_best(state, x, gap)
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
-        self._keep_best(state, x, Objective(self.problem).gaps(x, state["label"]).squeeze(1))
+        self._keep_best(state, x, self.objective.gaps(x, state["label"]).squeeze(1))
         state["forwards"] += self.steps + 1
         state["backwards"] += self.steps
         state["restart"] += 1

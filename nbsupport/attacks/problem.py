@@ -27,7 +27,7 @@ class Problem:
         checks.images(x)
         checks.labels(y, count=len(x))
         device = device_of(model, x)
-        x, y = x.to(device), y.to(device)
+        x, y = x.detach().to(device), y.to(device)
         batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
         with torch.no_grad():
             outputs = [model(laid_out(model, batch)) for batch in batches]

@@ -23,7 +23,8 @@ class Attack:
     rms : (N,) float32
         Root mean square of `x_adv - x` over pixels and channels, in [0, 1] units; never NaN.
     forwards, backwards : (N,) int64
-        Network evaluations spent on the image, every one counted: the check before, the search, the check after.
+        Network evaluations spent on the image, every one counted: the check before, the search (up to the step at
+        which finished images leave the batch), the check after.
     """
 
     x_adv: Tensor

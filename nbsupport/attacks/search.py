@@ -70,7 +70,7 @@ class Search(ABC):
         """Re-check every returned image in float32 in all views of `objective` and return the outcome."""
         problem = self.problem
         success = torch.zeros_like(problem.correct)
-        for index in self.attacked.split(problem.rows(objective.count)):
+        for index in self.attacked.split(problem.rows(objective.count)) if len(self.attacked) else ():
             gap = objective.gaps(self.x_adv[index], problem.label[index])
             success[index] = across(gap, confidence).all(1)
             self.forwards[index] += objective.count

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbsupport import checks, runtime
 from nbsupport.boundary.profile import Profile
 from nbsupport.boundary.search import Bisect, March, Rays
-from nbsupport.labels import PRECISIONS, Labeller
+from nbsupport.labels import Labeller
 from nbsupport.pool import drain
 
 SEARCHES = ("bracket", "scan", "refine")
@@ -74,7 +74,7 @@ def probe(
     checks.images(x)
     _check_directions(directions, x[0].numel())
     checks.choice(search, SEARCHES, name="search")
-    checks.choice(precision, PRECISIONS, name="precision")
+    checks.choice(precision, runtime.PRECISIONS, name="precision")
     checks.count(stride, name="stride")
     checks.number(tolerance, name="tolerance", open_low=True)
     device = runtime.device_of(model, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -83,7 +83,9 @@ def save(model: nn.Module, path: str | Path) -> None:
             "to store your own, build it as 'package.module:function'"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    artifacts.save_tensors(Path(path), state, spec=json.dumps(asdict(spec)))
+    artifacts.save_tensors(
+        Path(path), state, name=spec.name, in_shape=json.dumps(spec.in_shape), num_classes=str(spec.num_classes)
+    )
 
 
 def load(path: str | Path) -> nn.Module:
@@ -93,15 +95,15 @@ def load(path: str | Path) -> nn.Module:
     or altered file, and ValueError for one that holds no model or weights that no longer fit.
     """
     state, metadata = artifacts.load_with_metadata(Path(path))
-    if "spec" not in metadata:
-        raise ValueError(f"expected a model stored by models.save, got {path} without a spec in its header")
-    spec = json.loads(metadata["spec"])
+    if not {"name", "in_shape", "num_classes"} <= metadata.keys():
+        raise ValueError(f"expected a model stored by models.save, got {path} without its name in the header")
+    name, (channels, height, width) = metadata["name"], json.loads(metadata["in_shape"])
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: no stream shall notice them
-        model = build(spec["name"], in_shape=tuple(spec["in_shape"]), num_classes=spec["num_classes"])
+        model = build(name, in_shape=(channels, height, width), num_classes=int(metadata["num_classes"]))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"expected {path} to fit what {spec['name']} builds now; train it again ({error})") from None
+        raise ValueError(f"expected {path} to fit what {name} builds now; train it again ({error})") from None
     return model.eval()
 
 

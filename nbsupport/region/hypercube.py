@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.labels import PRECISIONS, Labeller
+from nbsupport.labels import Labeller
 from nbsupport.region.stopping import looks_at, until_decided, until_look
 from nbsupport.region.vote import Vote, vote
 
@@ -91,7 +91,7 @@ def classify(
     checks.count(samples, name="samples")
     checks.choice(stop, STOPS, name="stop")
     checks.number(alpha, name="alpha", open_low=True, high=1)
-    checks.choice(precision, PRECISIONS, name="precision")
+    checks.choice(precision, runtime.PRECISIONS, name="precision")
     offsets = _hypercube(samples, x, generator)
     looks = looks_at(samples)
     level = alpha / len(looks) if stop == "alpha" else alpha
@@ -115,6 +115,7 @@ def search_radius(
     max_radius: float = 1.0,
     samples: int = 100,
     generator: torch.Generator | None = None,
+    precision: runtime.Precision = "float32",
 ) -> float:
     """Return the last radius before the first one at which the vote is less accurate than the point classifier.
 
@@ -135,6 +136,8 @@ def search_radius(
         Points of one image, as in `classify`.
     generator : torch.Generator, optional
         On the CPU; None takes torch's global one.
+    precision : {"float32", "mixed"}
+        As in `classify`.
 
     Raises
     ------
@@ -150,9 +153,10 @@ def search_radius(
     checks.number(step, name="step", open_low=True)
     checks.number(max_radius, name="max_radius", low=step)
     checks.count(samples, name="samples")
+    checks.choice(precision, runtime.PRECISIONS, name="precision")
     offsets = _hypercube(samples, x, generator)
     with runtime.frozen(model):
-        label = Labeller(model, x, offsets)
+        label = Labeller(model, x, offsets, precision=precision, reach=max_radius)
         y = y.to(label.device)
         correct = (label.centers() == y).sum()
         best = 0.0

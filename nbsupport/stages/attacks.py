@@ -100,7 +100,7 @@ def attack_models(run: Run) -> dict[tuple[str, str], Examples]:
             stored = run.sharded(
                 _path(model_name, name),
                 len(test),
-                images_per_shard(run, model, test.in_shape, share=8),
+                images_per_shard(run, model, test.in_shape, stage=STAGE, share=8),
                 _compute(run, model, test, name, recipe),
                 stage=STAGE,
                 what=f"{name} on {model_name}",

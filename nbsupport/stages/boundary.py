@@ -23,8 +23,9 @@ STAGE = "05_boundary_analysis"
 def run_directions(settings: Settings, in_shape: tuple[int, ...]) -> Tensor:
     """Return the run's directions (K, D), the same for all images and both models."""
     dim = math.prod(in_shape)
+    count = min(dim, 1000) if settings.directions is None else settings.directions
     generator = runtime.seeded(settings.seed, "directions")
-    return boundary.directions(dim, min(settings.directions, dim), negate=settings.negate, generator=generator)
+    return boundary.directions(dim, count, negate=settings.negate, generator=generator)
 
 
 def probe_examples(run: Run) -> dict[tuple[str, str], tuple[Tensor, Profile]]:
@@ -43,7 +44,7 @@ def probe_examples(run: Run) -> dict[tuple[str, str], tuple[Tensor, Profile]]:
             stored = run.sharded(
                 _path(model_name, examples),
                 len(x),
-                images_per_shard(run, model, in_shape, share=16),
+                images_per_shard(run, model, in_shape, stage=STAGE, share=16),
                 partial(_probe, settings, model, run_directions(settings, in_shape), index, x),
                 stage=STAGE,
                 what=f"boundary around {examples}, {model_name}",

@@ -46,7 +46,7 @@ def vote_examples(run: Run) -> dict[tuple[str, str], Votes]:
             stored = run.sharded(
                 _path(model_name, examples),
                 len(entries["x"]),
-                images_per_shard(run, model, in_shape, share=2),
+                images_per_shard(run, model, in_shape, stage=STAGE, share=2),
                 partial(_vote, settings, model, entries),
                 stage=STAGE,
                 what=f"vote on {examples}, {model_name}",

@@ -32,7 +32,7 @@ def accuracy_table(run: Run) -> pd.DataFrame:
 def _row(run: Run, name: str, model: nn.Module, test: ImageSet) -> dict[str, Any]:
     s = run.settings
     benign, robust = 0, 0
-    shard = images_per_shard(run, model, test.in_shape, share=8)
+    shard = images_per_shard(run, model, test.in_shape, stage=STAGE, share=8)
     for start in range(0, len(test), shard):
         result = attacks.pgd_linf(
             model,

@@ -191,8 +191,10 @@ def _own_stream(device: torch.device, generator: torch.Generator | None) -> Iter
 def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
     """Raise ValueError unless `model` gives logits and has one for every label of `parts`."""
     with frozen(model), torch.no_grad():
-        z = model(laid_out(model, parts[0].x[:1]))
-    checks.logits(z, count=1)
+        x = parts[0].x[:32]
+        z = model(laid_out(model, x))
+    checks.logits(z, count=len(x))
+    checks.not_probabilities(z)
     for part in parts:
         checks.labels(part.y, count=len(part), num_classes=z.shape[1])
 
