@@ -92,7 +92,7 @@ def table(measured: Iterable[Measured], detectors: Iterable[DetectorRow] = (), *
     - Claims 4 and 5, as the region table: all benign images, and all attacked images with whatever the attack
       returned. The rows of claim 5 are named after both sets.
     - Claims 2, 6, 7 and 9, on adversarial examples: images on which the attack (claim 2: both attacks) succeeded.
-    - Claim 3 compares two models and is filed under the model `both`, as of independent samples.
+    - Claim 3 compares the two models, as independent samples, and is filed under `pgd`.
     - Claim 6: a median that is infinite for both versions is not nearer. Claim 7: no ray reached is purity 0.
     - Claim 8: detectors tested on the attack that they were trained on; `n` is the smaller class.
 
@@ -168,7 +168,7 @@ def _hardening(sets: dict[str, dict[str, pd.DataFrame]]) -> Iterator[dict[str, A
         attacked = sets[model]["FGSM"][sets[model]["FGSM"].correct]
         rates.append(intervals.wilson(int(attacked.success.sum()), len(attacked)))
     statement = "FGSM succeeds less often on the PGD-trained model"
-    yield _row(3, "both", "FGSM", statement, intervals.difference_of_rates(*rates), 0.0)
+    yield _row(3, "pgd", "FGSM", statement, intervals.difference_of_rates(*rates), 0.0)
 
 
 def _detection(detectors: Iterable[DetectorRow]) -> Iterator[dict[str, Any]]:
