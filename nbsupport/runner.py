@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from nbsupport import kernel, notebooks, report
+from nbsupport import execution, notebooks, report
 from nbsupport.job import Job, intent
 from nbsupport.progress import Echo, Follower, duration
 from nbsupport.store import Run
@@ -66,8 +66,8 @@ def execute_stage(job: Job, stage: str) -> None:
     opened.begin(stage)
     opened.journal.append(stage=stage, event="begun")
     try:
-        kernel.execute(job.notebooks / f"{stage}.ipynb", copy, job.parameters(), cwd=job.cwd)
-    except kernel.NotebookFailed as error:
+        execution.execute(job.notebooks / f"{stage}.ipynb", copy, job.parameters(), cwd=job.cwd)
+    except execution.NotebookFailed as error:
         failure = StageFailed(stage, error.error, error.traceback, str(copy))
     else:
         state = opened.state(stage)

@@ -31,7 +31,7 @@ LAYERS = [
     "store",
     "plots",
     "stages",
-    "bench kernel progress",
+    "bench execution progress",
     "report",
     "widgets",
     "job",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_notebooks import STORE, FakeKernel, write, write_all
 
-from nbsupport import job, kernel, runner
+from nbsupport import execution, job, runner
 from nbsupport.job import Job
 from nbsupport.runner import StageFailed
 from nbsupport.store import STAGES, RunInUse
@@ -91,11 +91,11 @@ def fake_notebook(monkeypatch: pytest.MonkeyPatch, error: Exception | None = Non
         if error is not None:
             raise error
 
-    monkeypatch.setattr(kernel, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
 
 
 def test_a_notebook_that_fails_is_told(planned: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_notebook(monkeypatch, kernel.NotebookFailed("ValueError: no", "the last line"))
+    fake_notebook(monkeypatch, execution.NotebookFailed("ValueError: no", "the last line"))
     with pytest.raises(StageFailed) as caught:
         runner.execute_stage(planned, "03_attacks")
     assert str(caught.value).splitlines() == [

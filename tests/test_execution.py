@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_notebooks import write
 
-from nbsupport import kernel
-from nbsupport.kernel import NotebookFailed
+from nbsupport import execution
+from nbsupport.execution import NotebookFailed
 
 BLOCK = """
 import os
@@ -29,7 +29,7 @@ os.read(os.open({never!r}, os.O_RDONLY), 1)
 def test_a_kernel_that_dies_is_told(tmp_path: Path) -> None:
     source = write(tmp_path / "a.ipynb", ["import os; os.write(2, b'last words'); os._exit(9)"])
     with pytest.raises(NotebookFailed, match="the kernel died, out of memory perhaps") as caught:
-        kernel.execute(source, tmp_path / "out" / "a.ipynb", {"dataset": "digits"}, cwd=tmp_path)
+        execution.execute(source, tmp_path / "out" / "a.ipynb", {"dataset": "digits"}, cwd=tmp_path)
     assert caught.value.traceback == "last words"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ipynb"]
 
@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     with pytest.raises(OSError, match="No space left"):
-        kernel.execute(write(tmp_path / "a.ipynb", []), tmp_path / "out" / "a.ipynb", {}, cwd=tmp_path)
+        execution.execute(write(tmp_path / "a.ipynb", []), tmp_path / "out" / "a.ipynb", {}, cwd=tmp_path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -67,7 +67,7 @@ job.STAGES = ("01_datasets",)
 notebooks.FOLDER = Path({str(tmp_path / "notebooks")!r})
 cli.main(["run", "--preset", "smoke", "--run-dir", "run"])
 """
-    root = str(Path(kernel.__file__).parents[1])
+    root = str(Path(execution.__file__).parents[1])
     options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": root}, "text": True}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
