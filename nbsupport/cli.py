@@ -143,6 +143,8 @@ def bench(what: str, json_path: Path | None) -> None:
 
     with _exit_codes():
         rows = loops.run(what)
-        click.echo(report.frame_text(pd.DataFrame(rows)))
+        for (name, subject), part in pd.DataFrame(rows).groupby(["bench", "subject"], sort=False):
+            click.echo(f"{name} on {subject}")
+            click.echo(report.frame_text(part.drop(columns=["bench", "subject"]).dropna(axis=1, how="all")) + "\n")
         if json_path is not None:
             artifacts.write_text(json_path, json.dumps(rows, indent=1) + "\n")

@@ -183,7 +183,9 @@ def test_a_scheduler_without_dask_exits_with_2(here: Path, monkeypatch: pytest.M
 
 
 def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "run", lambda what: [{"what": what, "images_per_second": 12.5}])
+    monkeypatch.setattr(
+        bench, "run", lambda what: [{"bench": what, "subject": "a model", "what": "all", "images_per_second": 12.5}]
+    )
     result = call("bench", "attacks", "--json", "rows.json")
     assert result.exit_code == 0
     assert result.output.split() == ["what", "images_per_second", "attacks", "12.5"]
