@@ -188,8 +188,8 @@ def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytes
     )
     result = call("bench", "attacks", "--json", "rows.json")
     assert result.exit_code == 0
-    assert result.output.split() == ["what", "images_per_second", "attacks", "12.5"]
-    assert json.loads(Path("rows.json").read_text()) == [{"what": "attacks", "images_per_second": 12.5}]
+    assert result.output.split() == ["attacks", "on", "digits_cnn", "what", "images_per_second", "all", "12.5"]
+    assert json.loads(Path("rows.json").read_text()) == [row]
 
 
 @pytest.mark.parametrize("words", [(), ("run",), ("status",), ("sweep",), ("bench",)])
