@@ -183,9 +183,8 @@ def test_a_scheduler_without_dask_exits_with_2(here: Path, monkeypatch: pytest.M
 
 
 def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        bench, "run", lambda what: [{"bench": what, "subject": "a model", "what": "all", "images_per_second": 12.5}]
-    )
+    row = {"bench": "attacks", "subject": "digits_cnn", "what": "all", "images_per_second": 12.5}
+    monkeypatch.setattr(bench, "run", lambda what: [row] if what == "attacks" else [])
     result = call("bench", "attacks", "--json", "rows.json")
     assert result.exit_code == 0
     assert result.output.split() == ["attacks", "on", "digits_cnn", "what", "images_per_second", "all", "12.5"]
