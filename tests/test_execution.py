@@ -61,8 +61,10 @@ def blocked(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     cell = BLOCK.format(pipe=str(tmp_path / "pipe"), never=str(tmp_path / "never"))
     write(tmp_path / "notebooks" / "01_datasets.ipynb", [cell])
     code = f"""
+import signal
 from pathlib import Path
 from nbsupport import cli, job, notebooks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
 job.STAGES = ("01_datasets",)
 notebooks.FOLDER = Path({str(tmp_path / "notebooks")!r})
 cli.main(["run", "--preset", "smoke", "--run-dir", "run"])
@@ -90,7 +92,7 @@ def test_the_kernel_of_a_killed_run_ends(blocked: tuple[subprocess.Popen[str], i
 def test_an_interrupted_run_says_how_to_go_on(blocked: tuple[subprocess.Popen[str], int], tmp_path: Path) -> None:
     child, pipe = blocked
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate()
+    _, told = child.communicate(timeout=120)
     assert child.returncode == 130
     assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
     assert read(pipe) == b""
