@@ -18,7 +18,7 @@ def image(**changes):
 
 @pytest.mark.parametrize("x", [image(), torch.zeros(1, 3, 1, 1), image(at0=0.0, at1=1.0)])
 def test_images_are_accepted(x):
-    checks.images(x)
+    assert checks.images(x) is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_check_names_the_argument():
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_labels_are_accepted(num_classes):
-    checks.labels(torch.tensor([0, 2]), count=2, num_classes=num_classes)
+    assert checks.labels(torch.tensor([0, 2]), count=2, num_classes=num_classes) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_labels_are_refused(y, num_classes, message):
 
 
 def test_logits_are_accepted():
-    checks.logits(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), count=4)
+    assert checks.logits(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), count=4) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_logits_are_refused(z, message):
     ],
 )
 def test_logits_that_are_no_probabilities_pass(z):
-    checks.not_probabilities(z)
+    assert checks.not_probabilities(z) is None
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
@@ -108,7 +108,7 @@ def test_probabilities_are_refused(scale):
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, np.float32(2.0)])
 def test_numbers_are_accepted(value):
-    checks.number(value, name="eps")
+    assert checks.number(value, name="eps") is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_numbers_are_refused(value, limits, message):
 
 @pytest.mark.parametrize("value", [1, 20, np.int64(3)])
 def test_counts_are_accepted(value):
-    checks.count(value, name="steps")
+    assert checks.count(value, name="steps") is None
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.0, True, "4", None, np.float64(2)])
@@ -144,7 +144,7 @@ def test_a_count_has_its_own_least_value():
 
 
 def test_choices_are_accepted():
-    checks.choice("scan", ("scan", "bracket"), name="search")
+    assert checks.choice("scan", ("scan", "bracket"), name="search") is None
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_notebooks_are_told_as_a_story(stage: str) -> None:
 
 def test_the_command_line_accepts_the_parameters() -> None:
     notebooks.require(FOLDER, STAGES, PARAMETERS)
+    with pytest.raises(ValueError, match="did you mean 'preset'"):
+        notebooks.require(FOLDER, STAGES, {**PARAMETERS, "presets": "smoke"})
 
 
 # What follows looks into one smoke run of all six notebooks, the fixture `planned`.
