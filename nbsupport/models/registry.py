@@ -36,7 +36,9 @@ class Spec:
 
 
 def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Return a new model with random weights, in channels-last memory, and its `spec` as an attribute.
+    """Return a new model with random weights and its `spec` as an attribute.
+
+    Its weights are in channels-last memory where the class says `channels_last = True` (see `runtime.laid_out`).
 
     Parameters
     ----------
