@@ -343,8 +343,9 @@ def test_results_lie_in_the_image_range_and_have_the_stated_types(attack):
     assert result.x_adv.aminmax()[0] >= 0
     assert result.x_adv.aminmax()[1] <= 1
     types = {name: getattr(result, name).dtype for name in result.__dataclass_fields__}
-    whole = {"forwards": torch.int64, "backwards": torch.int64, "success": torch.bool, "correct": torch.bool}
-    assert types == {**whole, "x_adv": torch.float32, "rms": torch.float32}
+    counts = dict.fromkeys(("forwards", "backwards"), torch.int64)
+    masks = dict.fromkeys(("success", "correct", "falling", "at_bound"), torch.bool)
+    assert types == {**counts, **masks, "x_adv": torch.float32, "rms": torch.float32}
     assert torch.allclose(result.rms, (result.x_adv - x).square().flatten(1).mean(1).sqrt())
 
 

@@ -5,6 +5,6 @@ from nbsupport.attacks.ddn import ddn_l2
 from nbsupport.attacks.fgsm import fgsm
 from nbsupport.attacks.optmargin import optmargin
 from nbsupport.attacks.pgd import pgd_linf
-from nbsupport.attacks.result import Attack
+from nbsupport.attacks.result import Attack, best_of
 
-__all__ = ["Attack", "carlini_wagner_l2", "ddn_l2", "fgsm", "optmargin", "pgd_linf"]
+__all__ = ["Attack", "best_of", "carlini_wagner_l2", "ddn_l2", "fgsm", "optmargin", "pgd_linf"]

@@ -50,7 +50,7 @@ def carlini_wagner_l2(
     targets : (N,) int64, optional
         Classes to reach.
     precision : {"float32", "mixed"}
-        "mixed" takes gradients in bfloat16; success is decided in float32.
+        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
 
     Returns
     -------
@@ -126,6 +126,8 @@ class PenaltySearch(Search):
         state["restart"] = torch.ones_like(state["done"])
         state |= {"iteration": torch.zeros_like(state["index"]), "found": torch.zeros_like(state["done"])}
         state["last_loss"] = zero.clone()
+        state["last_best"] = torch.full_like(zero, torch.inf)
+        state["sloped"] = torch.ones(len(zero), self.objective.count, dtype=torch.bool, device=zero.device)
         state |= {name: torch.zeros_like(state["x"]) for name in ("w", "first", "second")}
 
     def step(self, state: State) -> None:
@@ -133,27 +135,25 @@ class PenaltySearch(Search):
         self._enter_trial(state)
         x = state["x"]
         x_adv = (state["w"].tanh() + 1) / 2
-        gap, pull, forwards, backwards = self.objective.descend(
-            x_adv, state["label"], self._hinge_slope, worst=self.objective.count
-        )
+        look = self.objective.hinge(x_adv, state["label"], self.confidence, state["sloped"])
+        short = ~across(look.gap, self.confidence)
+        state["sloped"] = short
         l2 = (x_adv - x).square().flatten(1).sum(1)
         # The hinge is counted from -confidence, as in the release: the same gradient, and never negative.
-        loss = l2 / self.distance_scale + state["const"] * (gap + self.confidence).clamp(min=0).sum(1)
-        state["forwards"] += forwards
-        state["backwards"] += backwards
+        loss = l2 / self.distance_scale + state["const"] * (look.gap + self.confidence).clamp(min=0).sum(1)
 
-        success = across(gap, self.confidence).all(1) & ~state["done"]
+        wanted = ~short.any(1) & ~state["done"] & (~state["found"] | (l2 < state["best_l2"]))
+        success, passes = self.objective.confirmed(wanted, x_adv, state["label"], self.confidence)
+        state["forwards"] += look.forwards + passes
+        state["backwards"] += look.backwards
         state["found"] |= success
         better = success & (l2 < state["best_l2"])
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
-        slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * pull
+        slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * look.pull
         self._adam(state, slope * (1 - (2 * x_adv - 1).square()) / 2)
         self._leave_trial(state, loss)
-
-    def _hinge_slope(self, gap: Tensor) -> Tensor:
-        return (~across(gap, self.confidence)).to(gap.dtype)  # a tie is not across: it pulls too
 
     def _enter_trial(self, state: State) -> None:
         """Reset w, Adam and the bookkeeping of the images that begin with a new constant."""
@@ -180,9 +180,13 @@ class PenaltySearch(Search):
         """Give the images whose loss has stalled, or that are out of iterations, their next constant."""
         look = state["iteration"] % max(1, self.steps // 10) == 0
         stalled = look & (loss > 0.9999 * state["last_loss"])
-        state["last_loss"] = torch.where(look, loss, state["last_loss"])
+        best, last = state["best_l2"], state["last_best"]
+        gained = torch.where(best.isfinite(), best < 0.99**2 * last, loss < 0.99 * state["last_loss"])
         state["iteration"] += 1
         leave = (stalled | (state["iteration"] >= self.steps)) & ~state["done"]
+        state["falling"] = torch.where(leave, gained & ~stalled, state["falling"])
+        state["last_loss"] = torch.where(look, loss, state["last_loss"])
+        state["last_best"] = torch.where(look, best, last)
 
         const, found = state["const"], state["found"]
         state["high"] = torch.where(leave & found, torch.minimum(state["high"], const), state["high"])
@@ -193,3 +197,4 @@ class PenaltySearch(Search):
         state["trial"] += leave
         state["restart"] = leave
         state["done"] |= state["trial"] >= self.search_steps
+        state["at_bound"] = ~bounded | (state["low"] == 0)

@@ -45,7 +45,7 @@ def ddn_l2(
     targets : (N,) int64, optional
         Classes to reach.
     precision : {"float32", "mixed"}
-        "mixed" takes gradients in bfloat16; success is decided in float32.
+        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
 
     Returns
     -------
@@ -118,6 +118,7 @@ class NormSearch(Search):
         state["scale"] = gap.squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
         state["best_l2"] = torch.full_like(zero, torch.inf)
+        state["last_best"] = state["best_l2"].clone()
         state["iteration"] = torch.zeros_like(state["index"])
 
     def step(self, state: State) -> None:
@@ -125,29 +126,32 @@ class NormSearch(Search):
         delta = state["delta"]
         x_adv = state["x"] + delta
         scale = state["scale"]
-        gap, pull, forwards, backwards = self.objective.descend(
+        look = self.objective.worst(
             x_adv,
             state["label"],
             lambda gap: (gap / (_VIEWS * scale)[:, None]).softmax(1),
-            worst=self.worst,
+            count=self.worst,
             temperature=_RIVALS * scale,
         )
-        state["forwards"] += forwards
-        state["backwards"] += backwards
-
         l2 = delta.flatten(1).norm(dim=1)
-        flipped = across(gap, self.confidence).all(1)
+        flipped = across(look.gap, self.confidence).all(1)
         better = flipped & (l2 < state["best_l2"]) & ~state["done"]
+        better, passes = self.objective.confirmed(better, x_adv, state["label"], self.confidence)
+        state["forwards"] += look.forwards + passes
+        state["backwards"] += look.backwards
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
         cosine = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
         decay = _LAST_SHARE + (1 - _LAST_SHARE) * cosine
         stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
-        delta = delta - per_image(stride / _length(pull)) * pull
+        delta = delta - per_image(stride / _length(look.pull)) * look.pull
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
         delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
+        late = state["iteration"] == self.steps - 1 - self.steps // 10
+        state["last_best"] = torch.where(late, state["best_l2"], state["last_best"])
+        state["falling"] = state["best_l2"] < 0.99 * state["last_best"]
         state["iteration"] += 1
         state["done"] = state["iteration"] >= self.steps
 

@@ -70,7 +70,7 @@ def optmargin(
     generator : torch.Generator, optional
         A CPU generator, from which the views are drawn; None: torch's global one.
     precision : {"float32", "mixed"}
-        "mixed" takes gradients in bfloat16; success is decided in float32.
+        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
 
     Returns
     -------

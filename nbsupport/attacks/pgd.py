@@ -100,14 +100,19 @@ class _ProjectedAscent(Search):
     def step(self, state: State) -> None:
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
-        for _ in range(self.steps):
+        first = late = state["best_gap"]
+        for step in range(self.steps):
             gap, gradient = self.objective.ascend(x, state["label"])
             self._keep_best(state, x, gap)
+            first = gap if step == 0 else first
+            late = state["best_gap"] if step == self.steps - 1 - self.steps // 10 else late
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
         self._keep_best(state, x, self.objective.gaps(x, state["label"]).squeeze(1))
         state["forwards"] += self.steps + 1
         state["backwards"] += self.steps
         state["restart"] += 1
+        gained = late - state["best_gap"] > 0.01 * first.abs()
+        state["falling"] = gained & ~across(state["best_gap"])
         state["done"] = across(state["best_gap"]) | (state["restart"] == len(self.offsets))
 
     @staticmethod

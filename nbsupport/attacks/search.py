@@ -21,8 +21,8 @@ def per_image(values: Tensor) -> Tensor:
 class Search(ABC):
     """The images of a problem as jobs of the pool; a subclass says how one step changes the state.
 
-    A state holds, for each slot: `index` (which image), `x`, `label`, `best` (the image to return), `forwards`,
-    `backwards` and what the subclass adds in `begin`.
+    A state holds, for each slot: `index` (which image), `x`, `label`, `done`, of the result `best` (the image to
+    return), `forwards`, `backwards`, `falling` and `at_bound`, and what the subclass adds in `begin`.
     """
 
     every = 10  # steps between two looks at who is finished
@@ -33,6 +33,7 @@ class Search(ABC):
         self.x_adv = problem.x.clone()
         self.forwards = torch.ones_like(problem.label)  # the clean pass
         self.backwards = torch.zeros_like(problem.label)
+        self.falling, self.at_bound = torch.zeros_like(problem.correct), torch.zeros_like(problem.correct)
 
     @abstractmethod
     def begin(self, state: State) -> None:
@@ -51,7 +52,8 @@ class Search(ABC):
         image = self.attacked[index]
         x, nothing = self.problem.x[image], torch.zeros_like(image)
         state: State = {"index": image, "x": x, "label": self.problem.label[image], "best": x.clone()}
-        state |= {"forwards": nothing.clone(), "backwards": nothing.clone(), "done": nothing.bool()}
+        state |= {name: nothing.clone() for name in ("forwards", "backwards")}
+        state |= {name: nothing.bool() for name in ("done", "falling", "at_bound")}
         self.begin(state)
         return state
 
@@ -60,6 +62,7 @@ class Search(ABC):
         self.x_adv[state["index"]] = state["best"]
         self.forwards[state["index"]] += state["forwards"]
         self.backwards[state["index"]] += state["backwards"]
+        self.falling[state["index"]], self.at_bound[state["index"]] = state["falling"], state["at_bound"]
 
     def run(self, *, slots: int) -> None:
         """Attack all images of the problem that were classified correctly."""
@@ -77,4 +80,5 @@ class Search(ABC):
         kept = per_image(success | (keep_failures & problem.correct))
         x_adv = torch.where(kept, self.x_adv, problem.x)
         rms = (x_adv - problem.x).square().flatten(1).mean(1).sqrt()
-        return Attack(x_adv, success, problem.correct, rms, self.forwards, self.backwards)
+        passes = self.forwards, self.backwards
+        return Attack(x_adv, success, problem.correct, rms, *passes, self.falling, self.at_bound)
