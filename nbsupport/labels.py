@@ -17,6 +17,7 @@ _SAFETY = 2.0  # on the largest error seen at the calibration points
 class Labeller:
     """The class of clip(x[image] + scale * offsets[point]) for any rows of (image, point, scale).
 
+    A row may move along several offsets at once: the class of clip(x[image] + sum_p scale_p * offsets[point_p]).
     Only the images of one batch are ever in memory. The caller keeps the model frozen.
 
     Parameters
@@ -46,11 +47,11 @@ class Labeller:
         self._channels_last = bool(getattr(model, "channels_last", False))
         self._x, self._offsets = (self._stored(t.detach().to(self.device).flatten(1)) for t in (x, offsets))
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.num_classes = self._logits(first, self._offsets[:1], first.float()).shape[1]
+        self.num_classes = self._logits(first, first, first.float()).shape[1]
         self.bound = self._measured_bound(reach) if precision == "mixed" else None
 
     def __call__(self, image: Tensor, point: Tensor, scale: Tensor) -> Tensor:
-        """Return the classes (R,) int64 of the rows `image`, `point` (R,) int64 and `scale` (R,) float32."""
+        """Return the classes (R,) int64 of the rows `image` (R,) int64, `point` (R,) or (R, P) int64, `scale` alike."""
         labels = torch.empty(image.numel(), dtype=torch.int64, device=self.device)
         every = torch.arange(image.numel(), device=self.device)
         if self.bound is None:
@@ -58,12 +59,12 @@ class Labeller:
         else:
             margin = torch.empty(image.numel(), device=self.device)
             for part in self._parts(every):
-                z = self._logits(image[part], self._offsets[point[part]], scale[part], reduced=True)
+                z = self._logits(image[part], point[part], scale[part], reduced=True)
                 top, classes = z.topk(2)
                 labels[part], margin[part] = classes[:, 0], top[:, 0] - top[:, 1]
             unsure = (margin <= self.bound).nonzero().squeeze(1)
         for part in self._parts(unsure):
-            labels[part] = self._logits(image[part], self._offsets[point[part]], scale[part]).argmax(1)
+            labels[part] = self._logits(image[part], point[part], scale[part]).argmax(1)
         return labels
 
     def centers(self) -> Tensor:
@@ -86,10 +87,14 @@ class Labeller:
         return flat.view(-1, c, h * w).transpose(1, 2).reshape(len(flat), -1)
 
     @torch.inference_mode()
-    def _logits(self, image: Tensor, offset: Tensor, scale: Tensor, *, reduced: bool = False) -> Tensor:
-        # (R,), (R, D), (R,) -> (R, C, H, W) -> (R, L)
+    def _logits(self, image: Tensor, point: Tensor, scale: Tensor, *, reduced: bool = False) -> Tensor:
+        # (R,), (R,) or (R, P), the same -> (R, C, H, W) -> (R, L)
         c, h, w = self.shape
-        flat = torch.addcmul(self._x[image], offset, scale[:, None]).clamp_(0, 1)
+        rows = len(image)
+        flat = self._x[image]
+        for one, length in zip(point.view(rows, -1).T, scale.view(rows, -1, 1).transpose(0, 1), strict=True):
+            flat = torch.addcmul(flat, self._offsets[one], length)
+        flat.clamp_(0, 1)
         batch = flat.view(-1, h, w, c).permute(0, 3, 1, 2) if self._channels_last else flat.view(-1, c, h, w)
         with runtime.reduced_precision("mixed" if reduced else "float32", self.device):
             z: Tensor = self.model(batch)
@@ -100,13 +105,12 @@ class Labeller:
         g = torch.Generator().manual_seed(0)  # a stream of its own: the caller's draws stay as they are
         n = _CALIBRATION_POINTS
         image = torch.randint(len(self._x), (n,), generator=g).to(self.device)
-        first, second = torch.randint(len(self._offsets), (2, n), generator=g).to(self.device)
-        angle = (2 * math.pi * torch.rand(n, 1, generator=g)).to(self.device)
-        scale = (reach * torch.rand(n, generator=g)).to(self.device)
+        point = torch.randint(len(self._offsets), (2, n), generator=g).T.to(self.device)
+        angle = 2 * math.pi * torch.rand(n, 1, generator=g)
+        scale = (reach * torch.rand(n, 1, generator=g) * torch.cat((angle.cos(), angle.sin()), 1)).to(self.device)
         spread = torch.zeros((), device=self.device)
         for part in self._parts(torch.arange(n, device=self.device)):
-            mixture = self._offsets[first[part]] * angle[part].cos() + self._offsets[second[part]] * angle[part].sin()
-            rows = image[part], mixture, scale[part]
+            rows = image[part], point[part], scale[part]
             error = self._logits(*rows, reduced=True) - self._logits(*rows)
             spread = torch.maximum(spread, (error.amax(1) - error.amin(1)).max())
         return _SAFETY * float(spread)

@@ -102,3 +102,17 @@ def test_the_bound_covers_the_errors_of_other_points(
     first, second = reduced.float().topk(2).indices.T[..., None]
     error = (reduced.gather(1, first) - reduced.gather(1, second)) - (z.gather(1, first) - z.gather(1, second))
     assert 0.1 * mixed.bound < error.abs().max() < mixed.bound
+
+
+def test_a_row_may_move_along_several_offsets(near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
+    x, d, (image, _, _) = near
+    g = torch.Generator().manual_seed(2)
+    point = torch.randint(100, (len(image), 3), generator=g)
+    scale = 0.8 * torch.rand(len(image), 3, generator=g) - 0.4
+    moved = x[image].flatten(1) + (scale[:, :, None] * d[point]).sum(1)
+    plain = Net()(moved.clamp(0, 1).view(-1, 3, 6, 5)).argmax(1)
+    found = Labeller(Net(), x, d)(image, point, scale)
+    assert (found == plain).float().mean() > 0.999  # up to rounding at the boundary
+    assert plain.unique().numel() > 3
+    alone = Labeller(Net(), x, d)(image, point[:, :1], scale[:, :1])
+    assert torch.equal(alone, Labeller(Net(), x, d)(image, point[:, 0], scale[:, 0]))

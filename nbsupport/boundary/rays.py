@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
+from nbsupport.boundary.given import check_directions, grid
 from nbsupport.boundary.profile import Profile
 from nbsupport.boundary.search import Bisect, March, Rays
 from nbsupport.labels import Labeller
 from nbsupport.pool import drain
 
 SEARCHES = ("bracket", "scan", "refine")
-_BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confirmed then fill batches too
 
 
 def probe(
@@ -72,51 +71,24 @@ def probe(
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, section 4.
     """
     checks.images(x)
-    _check_directions(directions, x[0].numel())
+    check_directions(directions, x[0].numel())
     checks.choice(search, SEARCHES, name="search")
     checks.choice(precision, runtime.PRECISIONS, name="precision")
     checks.count(stride, name="stride")
     checks.number(tolerance, name="tolerance", open_low=True)
     device = runtime.device_of(model, x)
-    grid = _grid(magnitudes).to(device)
+    positions = grid(magnitudes).to(device)
     with runtime.frozen(model):
-        label = Labeller(model, x, directions, precision=precision, reach=float(grid[-1]))
-        rays = Rays(label, len(directions))
-        march = March(rays, grid, stride=1 if search == "scan" else stride)
-        slots = _BATCHES * label.rows
-        drain(march, rays.count, slots=slots, every=1, device=device)
+        label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
+        rays = Rays(label, len(directions), label.centers())
+        march = March(rays, positions, stride=1 if search == "scan" else stride)
+        drain(march, rays.count, slots=rays.slots, every=1, device=device)
         reached = march.high < march.beyond
         distance, adjacent = march.values[march.high], march.adjacent
         if search == "refine":
             index = reached.nonzero().squeeze(1)
             bisect = Bisect(march, index, tolerance=tolerance)
-            drain(bisect, len(index), slots=slots, every=1, device=device)
+            drain(bisect, len(index), slots=rays.slots, every=1, device=device)
             distance, adjacent = bisect.distance, bisect.adjacent
     shape = len(x), len(directions)
     return Profile(rays.center, distance.view(shape), adjacent.view(shape), reached.view(shape))
-
-
-def _check_directions(d: Tensor, dim: int) -> None:
-    if not isinstance(d, Tensor) or d.dtype != torch.float32:
-        got = d.dtype if isinstance(d, Tensor) else type(d).__name__
-        raise ValueError(
-            f"expected directions as a float32 tensor, got {got}; convert with torch.as_tensor(...).float()"
-        )
-    if d.ndim != 2 or d.shape[0] == 0 or d.shape[1] != dim:
-        raise ValueError(
-            f"expected directions of shape (K, {dim}), one flattened image a row, got {tuple(d.shape)}; "
-            f"make them with boundary.directions({dim}, ...)"
-        )
-    if not bool(torch.isfinite(d).all()):
-        raise ValueError("expected finite directions, got NaN or infinite values; drop those rows")
-
-
-def _grid(magnitudes: Tensor | Sequence[float]) -> Tensor:
-    grid = torch.as_tensor(magnitudes)
-    if not grid.is_floating_point():
-        grid = grid.float()
-    if grid.ndim != 1 or grid.numel() == 0:
-        raise ValueError(f"expected magnitudes of shape (M,) with M >= 1, got {tuple(grid.shape)}")
-    if not bool(torch.isfinite(grid).all()) or float(grid[0]) <= 0 or not bool((grid.diff() > 0).all()):
-        raise ValueError("expected magnitudes finite, above 0 and ascending; sort them and drop zeros and duplicates")
-    return grid

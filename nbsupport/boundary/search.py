@@ -13,20 +13,30 @@ from torch import Tensor
 from nbsupport.labels import Labeller
 from nbsupport.pool import State
 
+_BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confirmed then fill batches too
+
 
 class Rays:
-    """All rays of the images of `label`: ray i of K a direction belongs to image i // K and direction i % K."""
+    """Rays of the images of `label`, K of each, of which `center` (N,) are the classes.
 
-    def __init__(self, label: Labeller, rays_per_image: int) -> None:
-        self.label, self.rays_per_image = label, rays_per_image
-        self.center = label.centers()
-        self.count = len(self.center) * rays_per_image
+    Ray i belongs to image i // K and direction i % K. With `chosen` (R,) int64 only those are rays, renumbered.
+    """
+
+    def __init__(self, label: Labeller, rays_per_image: int, center: Tensor, chosen: Tensor | None = None) -> None:
+        self.label, self.rays_per_image, self.center, self.chosen = label, rays_per_image, center, chosen
+        self.count = len(center) * rays_per_image if chosen is None else len(chosen)
+        self.slots = _BATCHES * label.rows
+
+    def look(self, ray: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classes (R,) found at `scale` (R,) along the rays `ray` (R,), and those of their images."""
+        number = ray if self.chosen is None else self.chosen[ray]
+        image, direction = number // self.rays_per_image, number % self.rays_per_image
+        return self.label(image, direction, scale), self.center[image]
 
     def narrow(self, state: State, at: Tensor, scale: Tensor, running: Tensor) -> None:
         """Look at `scale` (R,) along the rays of `state` and move `low` or `high` of the running rows to `at`."""
-        image = state["ray"] // self.rays_per_image
-        found = self.label(image, state["ray"] % self.rays_per_image, scale)
-        differs = found != self.center[image]
+        found, center = self.look(state["ray"], scale)
+        differs = found != center
         state["low"] = torch.where(running & ~differs, at, state["low"])
         state["high"] = torch.where(running & differs, at, state["high"])
         state["adjacent"] = torch.where(running & differs, found, state["adjacent"])
