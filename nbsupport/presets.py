@@ -82,6 +82,10 @@ class Settings:
     magnitude_step: float = 0.01
     magnitude_max: float = 0.99
     boundary_n: int = 100  # images probed, of every set of examples
+    audit_rays: int = 512  # rays visited in full, of every set of examples
+    geometry_n: int = 12  # images whose triple points, re-entries and normals are found, of every such set
+    geometry_rays: int = 32  # directions along which re-entries and normals are found
+    triple_pairs: int = 64  # random planes through an image in which triple points are counted
 
     # detector [H-code]
     detector_steps: int = 500
@@ -160,10 +164,15 @@ _SMOKE: dict[str, Any] = {
     "search_steps": 2,
     "adam_steps": 50,
     "boundary_n": 12,
+    "audit_rays": 16,
+    "geometry_n": 4,
+    "geometry_rays": 8,
+    "triple_pairs": 1,
 }
+_SLOW_GEOMETRY: dict[str, Any] = {"audit_rays": 256, "geometry_n": 6, "geometry_rays": 16, "triple_pairs": 6}
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
-    ("digits", "standard"): {"adam_steps": 120},
+    ("digits", "standard"): {"adam_steps": 120, "triple_pairs": 8},
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {
         **_SMOKE,
@@ -180,7 +189,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "directions": 98,
         "detector_steps": 100,
     },
-    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "boundary_n": 50},
+    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "boundary_n": 50, **_SLOW_GEOMETRY},
     ("mnist", "paper"): {
         "pgd_schedule": "pgd",
         "epochs": 20,
@@ -190,6 +199,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "strong_n": 1000,
         "adam_n": 1000,
         "boundary_n": 10000,
+        "geometry_n": 100,
         "detector_steps": 2000,
         "detector_pairs": 128,
         "detector_train_share": 0.8,
@@ -204,7 +214,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "directions": 100,
         "detector_steps": 100,
     },
-    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "boundary_n": 20},
+    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "boundary_n": 20, **_SLOW_GEOMETRY},
     ("cifar10", "paper"): {
         "model": "wrn_34_10",
         "pgd_schedule": "pgd",

@@ -24,7 +24,7 @@ LAYERS = [
     "attacks",
     "detector_net",
     "detector",
-    "tables",
+    "tables tables_geometry",
     "claims",
     "journal lock manifest notebooks",
     "completion shards",

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import claims, job, notebooks, runner, runtime, stages, store, tables
+from nbsupport import claims, job, notebooks, runner, runtime, stages, store, tables, tables_geometry
 from nbsupport.store import STAGES, Run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -26,6 +26,8 @@ TABLES = {
     "boundary": tables.BOUNDARY,
     "detector": tables.DETECTOR,
     "claims": claims.COLUMNS,
+    "geometry": tables_geometry.GEOMETRY,
+    "audit": tables_geometry.AUDIT,
 }
 
 every_notebook = pytest.mark.parametrize("stage", STAGES)

@@ -11,6 +11,7 @@ from nbsupport.plots.curves import detector_training, training_curves
 from nbsupport.plots.detector import error_rates, roc
 from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values
 from nbsupport.plots.explorer import instance_panels
+from nbsupport.plots.geometry import triple_cells
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import instance_boundary
 from nbsupport.plots.region import region_accuracy
@@ -43,5 +44,6 @@ __all__ = [
     "roc",
     "slice_with_hypercube",
     "training_curves",
+    "triple_cells",
     "variants_side_by_side",
 ]

@@ -6,10 +6,11 @@ from nbsupport.stages.claims import claims_table
 from nbsupport.stages.datasets import dataset_table
 from nbsupport.stages.detector import Trial, detect, detector_table, load_detectors, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
+from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
-from nbsupport.stages.slices import Slice, slice_through
+from nbsupport.stages.slices import slice_through
 from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
 from nbsupport.stages.training import train_models
 from nbsupport.stages.training_accuracy import accuracy_table
@@ -22,7 +23,6 @@ __all__ = [
     "Gallery",
     "Instances",
     "Single",
-    "Slice",
     "Stored",
     "Trial",
     "Version",
@@ -30,6 +30,7 @@ __all__ = [
     "accuracy_table",
     "attack_models",
     "attack_table",
+    "audit_table",
     "boundary_table",
     "by_model",
     "claims_table",
@@ -39,6 +40,7 @@ __all__ = [
     "distorted",
     "evaluation_data",
     "gallery",
+    "geometry_table",
     "instances",
     "kept_epochs",
     "load_detectors",
@@ -46,6 +48,7 @@ __all__ = [
     "load_model",
     "load_profiles",
     "load_votes",
+    "measure_geometry",
     "own_scores",
     "probe_examples",
     "region_accuracy",

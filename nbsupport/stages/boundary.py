@@ -8,6 +8,7 @@ from dataclasses import fields
 from functools import partial
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from nbsupport import boundary, runtime, tables
@@ -18,6 +19,7 @@ from nbsupport.stages.inputs import MODELS, evaluation_data, images_per_shard, l
 from nbsupport.store import Run
 
 STAGE = "05_boundary_analysis"
+BENIGN = "benign"
 
 
 def run_directions(settings: Settings, in_shape: tuple[int, ...]) -> Tensor:
@@ -63,9 +65,23 @@ def _probe(
 def load_profiles(run: Run) -> dict[tuple[str, str], tuple[Tensor, Profile]]:
     """Return what `probe_examples` stored; a set of examples without a success is absent."""
     found, first = load_examples(run), run.settings.boundary_n
-    probed = [(model, "benign") for model in MODELS if bool(found[model, "FGSM"].result.correct[:first].any())]
+    probed = [(model, BENIGN) for model in MODELS if bool(found[model, "FGSM"].result.correct[:first].any())]
     probed += [key for key, examples in found.items() if bool(examples.result.success.any())]
     return {key: _profile(run.load(_path(*key), made_by=STAGE)) for key in probed}
+
+
+def probed(
+    run: Run, found: Mapping[tuple[str, str], tuple[Tensor, Profile]]
+) -> Iterator[tuple[str, str, Tensor, Profile]]:
+    """Yield the model, the examples, the images (N, C, H, W) and their profile, for every set in `found`."""
+    test = evaluation_data(run, limit=min(run.settings.n, run.settings.boundary_n))
+    attacked = load_examples(run)
+    for (model, name), (index, profile) in found.items():
+        if name == BENIGN:
+            yield model, name, test.x[index], profile
+        else:
+            examples = attacked[model, name]
+            yield model, name, examples.result.x_adv[torch.searchsorted(examples.index, index)], profile
 
 
 def boundary_table(run: Run, found: Mapping[tuple[str, str], tuple[Tensor, Profile]]) -> pd.DataFrame:
@@ -81,7 +97,7 @@ def _inputs(run: Run, model_name: str, model: nn.Module) -> Iterator[tuple[str, 
     test = evaluation_data(run, limit=min(settings.n, settings.boundary_n))
     correct = (runtime.predict(model, test.x).cpu() == test.y).nonzero().squeeze(1)
     if len(correct):
-        yield "benign", correct, test.x[correct]
+        yield BENIGN, correct, test.x[correct]
     for (of, name), found in load_examples(run).items():
         successes = found.result.success.nonzero().squeeze(1)[: settings.boundary_n]
         if of == model_name and len(successes):
