@@ -172,7 +172,7 @@ _SMOKE: dict[str, Any] = {
 _SLOW_GEOMETRY: dict[str, Any] = {"audit_rays": 256, "geometry_n": 6, "geometry_rays": 16, "triple_pairs": 6}
 _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
-    ("digits", "standard"): {"adam_steps": 120, "triple_pairs": 8},
+    ("digits", "standard"): {"adam_steps": 120, "triple_pairs": 6},
     ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
     ("mnist", "smoke"): {
         **_SMOKE,

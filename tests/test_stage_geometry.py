@@ -47,7 +47,8 @@ def test_what_was_measured_is_what_the_kernels_say(smoke: Run) -> None:
 
 def test_every_profile_is_audited(smoke: Run) -> None:
     audit = pd.read_csv(smoke.path("tables", "audit.csv"))
-    assert [tuple(row) for row in audit[["model", "examples"]].to_numpy()] == list(stages.load_profiles(smoke))
+    audited = [tuple(row) for row in audit[["model", "examples"]].to_numpy()]
+    assert sorted(audited) == sorted(stages.load_profiles(smoke))
     assert (audit["rays"] == smoke.settings.audit_rays).all()
     assert audit["differing"].between(audit["low"], audit["high"]).all()
     assert audit["differing"].mean() < 0.1  # a stride rarely hides a class
