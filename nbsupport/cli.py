@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +21,10 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
+def _exit_codes(again: str = "To go on where it stopped, give the same command again.") -> Iterator[None]:
     """Turn what may go wrong into messages and exit codes: 2 before anything starts, 1 after."""
     from nbsupport import artifacts, cluster, lock, runner
 
-    again = "To go on where it stopped, give the same command again."
     try:
         yield
     except KeyboardInterrupt:
@@ -133,18 +131,26 @@ def sweep(grid: Path, scheduler: str | None) -> None:
 
 @main.command()
 @click.argument("what", type=click.Choice(["attacks", "boundary", "region", "all"]))
+@click.option("--images", type=click.IntRange(min=1), help="Images [default: 64 attacks, 20 boundary, 1000 region]")
+@click.option(
+    "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A stored model to measure."
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows here.")
-def bench(what: str, json_path: Path | None) -> None:
-    """Time the kernels on this machine."""
-    import pandas as pd
+def bench(what: str, images: int | None, model: Path | None, json_path: Path | None) -> None:
+    """Time the kernels on this machine, against plain code and, where it is installed, Foolbox.
 
-    from nbsupport import artifacts, report
+    Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
+    """
+    from nbsupport import artifacts
     from nbsupport import bench as loops
 
-    with _exit_codes():
-        rows = loops.run(what)
-        for (name, subject), part in pd.DataFrame(rows).groupby(["bench", "subject"], sort=False):
-            click.echo(f"{name} on {subject}")
-            click.echo(report.frame_text(part.drop(columns=["bench", "subject"]).dropna(axis=1, how="all")) + "\n")
+    def keep(results: loops.Results) -> None:
         if json_path is not None:
-            artifacts.write_text(json_path, json.dumps(rows, indent=1) + "\n")
+            artifacts.write_text(json_path, results.as_json())
+
+    kept = "" if json_path is None else f" Rows are in {json_path} as soon as they are measured."
+    with _exit_codes(again=f"The same command begins anew.{kept}"):
+        narrator = loops.Narrator(lambda line: click.echo(line, err=True))
+        with _usage():
+            subject = loops.obtain(loops.most_images(what, images), model, narrator)
+        click.echo(loops.run(what, subject, narrator, images=images, keep=keep).as_text())

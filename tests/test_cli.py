@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -64,6 +65,8 @@ def test_parameters_name_the_folder_and_reach_the_run(here: Path) -> None:
         (("status", "."), "is not a run folder: it holds no run.json"),
         (("sweep", "absent.yaml"), "does not exist"),
         (("bench", "everything"), "'attacks', 'boundary', 'region', 'all'"),
+        (("bench", "region", "--images", "0"), "0 is not in the range x>=1"),
+        (("bench", "region", "--model", "absent"), "does not exist"),
         (("walk",), "No such command"),
     ],
 )
@@ -182,13 +185,47 @@ def test_a_scheduler_without_dask_exits_with_2(here: Path, monkeypatch: pytest.M
     assert 'pip install "nbsupport[cluster]"' in result.output
 
 
+def measured(what: str, subject: object, narrator: bench.Narrator, **options: Any) -> bench.Results:
+    """One row, kept as soon as it is there."""
+    narrator.say(f"{what} on {subject}, {options['images']} images")
+    results = bench.Results("digits_cnn on digits", {"device_name": "cpu", "threads": 2, "torch": "2.9"}, [])
+    results.rows.append({"bench": what, "what": "all", "seconds": 12.5})
+    options["keep"](results)
+    return results
+
+
 def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"bench": "attacks", "subject": "digits_cnn", "what": "all", "images_per_second": 12.5}
-    monkeypatch.setattr(bench, "run", lambda what: [row] if what == "attacks" else [])
-    result = call("bench", "attacks", "--json", "rows.json")
-    assert result.exit_code == 0
-    assert result.output.split() == ["attacks", "on", "digits_cnn", "what", "images_per_second", "all", "12.5"]
-    assert json.loads(Path("rows.json").read_text()) == [row]
+    monkeypatch.setattr(bench, "obtain", lambda images, model, narrator: f"{images} of {model}")
+    monkeypatch.setattr(bench, "run", measured)
+    Path("m.safetensors").touch()
+    result = call("bench", "attacks", "--json", "rows.json", "--images", "9", "--model", "m.safetensors")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "attacks on 9 of m.safetensors, 9 images\n"
+    assert result.stdout.splitlines()[-3:] == ["attacks", "what seconds", " all    12.5"]
+    stored = json.loads(Path("rows.json").read_text())
+    assert stored["rows"] == [{"bench": "attacks", "what": "all", "seconds": 12.5}]
+    assert stored["machine"]["threads"] == 2
+
+
+def test_bench_takes_as_many_images_as_its_parts_need(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "obtain", lambda images, model, narrator: images)
+    monkeypatch.setattr(bench, "run", measured)
+    assert call("bench", "boundary").stderr == "boundary on 20, None images\n"
+    assert call("bench", "all").stderr == "all on 1000, None images\n"
+    assert not Path("rows.json").exists()
+
+
+def test_an_interrupted_bench_says_where_its_rows_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any, **options: Any) -> None:
+        measured(*given, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "obtain", lambda images, model, narrator: images)
+    monkeypatch.setattr(bench, "run", interrupted)
+    result = call("bench", "region", "--json", "rows.json")
+    assert result.exit_code == 130
+    assert "The same command begins anew. Rows are in rows.json as soon as they are measured." in result.stderr
+    assert len(json.loads(Path("rows.json").read_text())["rows"]) == 1
 
 
 @pytest.mark.parametrize("words", [(), ("run",), ("status",), ("sweep",), ("bench",)])

@@ -1,0 +1,77 @@
+"""How much memory an attack takes: through 64 slots, ten times as many images may cost their own size and no more."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import attacks
+from nbsupport.bench import rates
+from nbsupport.bench.subject import Subject
+
+SLOTS = 64
+COUNTS = (64, 1000)  # images attacked
+STEPS = 5
+
+
+def rows(subject: Subject, counts: tuple[int, ...] = COUNTS) -> Iterator[dict[str, Any]]:
+    """Yield the growth of the peak while OPTBRITTLE ddn attacks so many images in 64 slots, and the images' own size.
+
+    On a CPU a fresh process measures: in this one, memory that earlier rows have freed would hide the growth.
+    """
+    model = copy.deepcopy(subject.model)
+    vars(model)["batch_rows"] = {"cpu": SLOTS, "cuda": SLOTS}
+    if subject.device.type == "cuda":
+        grown = growth(model, subject.x, subject.y, counts)
+    else:
+        grown = _in_a_fresh_process(model, subject.x, subject.y, counts)
+    for count, size in zip(counts, grown, strict=True):
+        own = 2 * count * subject.x[0].numel() * subject.x.element_size()
+        yield {
+            "what": f"OPTBRITTLE ddn {STEPS}, {SLOTS} slots",
+            "images": count,
+            "growth_mb": size / 1e6,
+            "inputs_and_results_mb": own / 1e6,
+        }
+
+
+def growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[int]:
+    """Return by how many bytes the peak has grown after each of the attacks on `counts` images, inputs included."""
+    rates.reset_peak(x.device)
+    attacks.ddn_l2(model, x[:1], y[:1], steps=STEPS)  # loads what the first call loads
+    before = rates.peak_bytes(x.device)
+    grown = []
+    for count in counts:
+        index = torch.arange(count, device=x.device) % len(x)
+        attacks.ddn_l2(model, x[index], y[index], steps=STEPS)
+        grown.append(rates.peak_bytes(x.device) - before)
+    return grown
+
+
+def _in_a_fresh_process(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[int]:
+    code = "from nbsupport.bench import memory; memory.answer()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((model, x, y, counts, torch.get_num_threads())),
+        stdout=subprocess.PIPE,  # what it has to complain about goes to the terminal
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=True,
+    )
+    grown: list[int] = json.loads(done.stdout)
+    return grown
+
+
+def answer() -> None:
+    """Read what `rows` sends to a fresh process, and print `growth` as JSON."""
+    model, x, y, counts, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    print(json.dumps(growth(model, x, y, counts)))

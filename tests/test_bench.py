@@ -1,0 +1,451 @@
+"""The timed loops: passes counted right, the plain loops right, peers left out with a reason. No test looks at time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbsupport import bench, boundary, models, presets, region, runtime
+from nbsupport.bench import attack_cases, attacks, engine, memory, peers, published, rates, results, subject
+from nbsupport.bench.attack_cases import Case
+from nbsupport.bench.counting import Counting
+from nbsupport.bench.measured import measure
+from nbsupport.bench.narrator import Narrator
+from nbsupport.bench.subject import Subject
+
+PASSES = {"forwards_per_image", "backwards_per_image"}
+
+
+def half_space(dim: int = 64) -> models.HalfSpace:
+    """A boundary at distance .5 from the middle grey of images with `dim` pixels."""
+    normal = torch.randn(dim, generator=torch.Generator().manual_seed(1))
+    normal /= normal.norm()
+    return models.HalfSpace(normal, float(normal.sum() / 2 + 0.5), num_classes=3)
+
+
+def of_half_space(n: int = 6) -> Subject:
+    x = 0.5 + 0.02 * torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    settings = presets.settings("digits", overrides={"magnitude_max": 0.2, "samples": 20})
+    return Subject("half-space", half_space(), x, torch.zeros(n, dtype=torch.int64), settings, flops=128.0)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def narrator(told: list[str]) -> Narrator:
+    return Narrator(told.append, every=0.0)
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stored `digits_cnn`, trained as the benchmark trains its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NBSUPPORT_DATA", raising=False)
+        trained = bench.obtain(4, None, Narrator(lambda line: None)).model
+    path = tmp_path_factory.mktemp("bench") / "digits.safetensors"
+    models.save(trained, path)
+    return path
+
+
+# the subject
+
+
+def test_the_subject_is_trained_on_digits_where_mnist_is_not_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, narrator: Narrator, told: list[str]
+) -> None:
+    monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path))
+    monkeypatch.setitem(subject.EPOCHS, "digits", 2)
+    found = bench.obtain(5, None, narrator)
+    assert found.name == "digits_cnn on digits"
+    assert len(found.x) == 5
+    assert torch.equal(runtime.predict(found.model, found.x), found.y)
+    assert "digits_cnn is trained on 1,297 images of digits, 2 epochs" in told
+    assert any("training: up to about" in line for line in told)
+    assert any("42 batches" in line or "/42" in line for line in told)
+
+
+def test_a_stored_model_is_not_trained(digits_model: Path, narrator: Narrator, told: list[str]) -> None:
+    found = bench.obtain(1000, digits_model, narrator)
+    assert told == []
+    assert 400 < len(found.x) < 500  # those of the 500 that it classifies correctly
+
+
+def test_the_images_are_the_first_that_are_classified_correctly(digits_model: Path, narrator: Narrator, digits) -> None:
+    found = bench.obtain(20, digits_model, narrator)
+    right = runtime.predict(found.model, digits.x) == digits.y
+    assert torch.equal(found.x, digits.x[right][:20])
+    assert torch.equal(found.first(3).x, found.x[:3])
+
+
+def test_mnist_is_the_subject_where_it_is_at_hand(mnist_root: Path) -> None:
+    assert subject._mnist_is_here()
+
+
+def test_a_model_for_other_images_is_refused(tmp_path: Path, narrator: Narrator) -> None:
+    models.save(models.build("digits_cnn", in_shape=(1, 9, 9), num_classes=10), tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"expected a model for images of 1x8x8 \(digits\), .* got 1x9x9 in .*m\.safe"):
+        bench.obtain(4, tmp_path / "m.safetensors", narrator)
+
+
+def test_a_model_that_is_never_right_is_refused(tmp_path: Path, narrator: Narrator, monkeypatch) -> None:
+    models.save(models.build("digits_cnn", in_shape=(1, 8, 8), num_classes=10), tmp_path / "m.safetensors")
+    monkeypatch.setattr(runtime, "predict", lambda model, x: torch.full((len(x),), 11))
+    with pytest.raises(ValueError, match="that classifies images of digits, got one that is never right"):
+        bench.obtain(4, tmp_path / "m.safetensors", narrator)
+
+
+@pytest.mark.parametrize(("name", "side", "mflop"), [("mnist_cnn", 28, 27.8), ("digits_cnn", 8, 1.8)])
+def test_flops_of_a_forward_pass(name: str, side: int, mflop: float) -> None:
+    model = models.build(name, in_shape=(1, side, side), num_classes=10)
+    assert subject.forward_flops(model, torch.zeros(1, 1, side, side)) / 1e6 == pytest.approx(mflop, abs=0.06)
+
+
+def test_a_backward_pass_counts_as_one() -> None:
+    one = dataclasses.replace(of_half_space(), flops=27.8e6)
+    forward_and_backward = measure(one, _one_step)
+    assert (forward_and_backward.forwards, forward_and_backward.backwards) == (6, 6)
+    assert one.share(forward_and_backward.passes / 6, 1.0, matrix_rate=55.6e6) == pytest.approx(1.0)
+
+
+def _one_step(model: nn.Module) -> Tensor:
+    x = of_half_space().x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    return gradient
+
+
+# counting
+
+
+def test_counting_keeps_the_model_and_counts_rows() -> None:
+    inner = half_space()
+    vars(inner)["batch_rows"], vars(inner)["channels_last"] = {"cpu": 3}, True
+    heard: list[int] = []
+    model = Counting(inner, heard.append)
+    x = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(x), inner(x))
+    x.requires_grad_()
+    model(x[:2])[:, 1].sum().backward()
+    assert (model.forwards, model.backwards, model.passes) == (7, 2, 9)
+    assert heard == [5, 7]
+    assert runtime.rows_per_batch(model, (1, 8, 8), torch.device("cpu")) == 3
+    assert model.channels_last
+
+
+@pytest.mark.parametrize("case", attack_cases.ours(), ids=lambda case: case.what)
+def test_passes_counted_here_are_those_that_the_attack_states(
+    case: Case, digits_model: Path, narrator: Narrator
+) -> None:
+    measured = bench.obtain(3, digits_model, narrator)
+    steps = 6
+    run = measure(measured, lambda model: case.attack(model, measured, steps))
+    assert isinstance(run.result, attacks.attacks.Attack)
+    assert run.forwards == int(run.result.forwards.sum())
+    assert run.backwards == int(run.result.backwards.sum())
+    checks = 12 * 20 * 3  # before, after, and in the bisection, of all views
+    assert run.passes <= 3 * case.passes * steps / case.steps + checks
+
+
+def test_pgd_passes() -> None:
+    row = attacks.case_row(of_half_space(), 1e9, attack_cases.ours()[0], Narrator(lambda line: None))
+    assert (row["forwards_per_image"], row["backwards_per_image"]) == (43, 40)  # before, 40 and the last, after
+    assert row["success"] == 1.0
+    assert row["mean_rms"] == pytest.approx(0.15, abs=0.01)  # at a corner of the ball: every pixel moves by eps
+
+
+def test_the_engine_counts_full_batches() -> None:
+    found = engine.pace(of_half_space(), backward=True, seconds=0.0001)
+    assert found.rows == 512  # what the rule of thumb says of 64 pixels
+    assert found.forwards == found.backwards
+    assert found.forwards % 512 == 0
+    forward = engine.pace(of_half_space(), backward=False, rows=6, seconds=0.0001)
+    assert forward.rows == 6
+    assert forward.backwards == 0
+    assert forward.forwards >= 6
+
+
+# the published loops
+
+
+def test_the_whole_batch_search_comes_near_the_exact_distance() -> None:
+    s = of_half_space()
+    x_adv = published.carlini_wagner(s.model, s.x, s.y, search_steps=6, steps=200, lr=0.01)
+    exact = models.HalfSpace.distance(s.model, s.x)
+    assert torch.equal(runtime.predict(s.model, x_adv), torch.ones(6, dtype=torch.int64))
+    l2 = (x_adv - s.x).flatten(1).norm(dim=1)
+    assert bool((l2 >= 0.999 * exact).all())
+    assert bool((l2 <= 1.1 * exact).all())
+
+
+def test_the_whole_batch_search_stops_for_all_at_once() -> None:
+    s = of_half_space(4)
+    run = measure(s, lambda model: published.carlini_wagner(model, s.x, s.y, search_steps=3, steps=50))
+    assert run.forwards == run.backwards
+    assert run.forwards % 4 == 0  # always the whole batch
+    iterations = run.forwards // 4
+    assert 3 <= iterations <= 150
+    assert iterations % 5 in (0, 1, 2, 3)  # each of the three ends at 50, or right after a look at a multiple of 5
+
+
+def test_the_whole_batch_search_returns_the_image_where_it_finds_nothing() -> None:
+    s = of_half_space()
+    x_adv = published.carlini_wagner(s.model, s.x, s.y, search_steps=1, steps=1)
+    assert torch.equal(x_adv, s.x)
+
+
+def test_the_published_scan_is_the_definition() -> None:
+    s = of_half_space(3)
+    grid = s.settings.magnitudes
+    directions = boundary.directions(64, 64, negate=True, generator=runtime.seeded(0, "test"))
+    run = measure(s, lambda model: published.scan(model, s.x, directions, grid))
+    distance, adjacent = run.result
+    pooled = boundary.probe(s.model, s.x, directions, grid, search="scan")
+    assert torch.equal(distance, pooled.distance)
+    assert torch.equal(adjacent, pooled.adjacent)
+    assert 0 < int(pooled.reached.sum()) < pooled.reached.numel()
+    steps = torch.where(distance.isinf(), len(grid), (distance / grid[0]).round())
+    assert run.forwards == 3 + int(steps.sum())  # the image, and every magnitude until the ray has crossed
+
+
+def test_the_published_vote_is_that_of_all_points(digits_model: Path, narrator: Narrator) -> None:
+    s = bench.obtain(30, digits_model, narrator)
+    points = torch.rand(20, 64, generator=runtime.seeded(0, "bench"))
+    run = measure(s, lambda model: published.vote(model, s.x, 2 * points - 1, radius=0.4))
+    pooled = region.classify(s.model, s.x, radius=0.4, samples=20, stop="none", generator=runtime.seeded(0, "bench"))
+    assert torch.equal(run.result, pooled.label)
+    assert run.forwards == 30 * 20
+
+
+# success, re-checked
+
+
+def test_images_are_judged_in_float32() -> None:
+    s = of_half_space(3)
+    normal = models.HalfSpace.get_buffer(s.model, "normal").view(1, 8, 8)
+    far = (s.model.distance(s.x) + 0.01).float()[:, None, None, None] * normal
+    x_adv = s.x + torch.stack((far[0], 0 * far[1], 0.5 * far[2]))
+    success, rms = attacks.judged(s, x_adv)
+    assert success.tolist() == [True, False, False]
+    assert rms[0] == pytest.approx(float(far[0].norm()) / 8, rel=1e-4)
+    assert rms[1] == 0
+
+
+def test_an_image_out_of_range_is_judged_within_it() -> None:
+    s = of_half_space(1)
+    normal = s.model.get_buffer("normal").view(1, 1, 8, 8)
+    success, rms = attacks.judged(s, s.x + 1000 * normal)
+    assert success.tolist() == [True]
+    assert float(rms) < 1
+
+
+def test_a_row_without_success_has_no_rms(narrator: Narrator) -> None:
+    row = attacks.case_row(of_half_space(), 1e9, Case("idle", 1, 1, lambda model, s, steps: s.x), narrator)
+    assert row["success"] == 0
+    assert row["mean_rms"] is None
+
+
+# peers
+
+
+def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    cases = attack_cases.others(narrator)
+    assert [case.what for case in cases] == ["whole-batch C&W 4 x 200"]
+    [line] = told
+    assert "Foolbox cannot be imported, so its rows are left out" in line
+    assert "pip install -e '.[peers]'" in line
+    assert narrator.notes == [line.strip()]
+
+
+def test_foolbox_finds_what_is_there(narrator: Narrator) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pytest.importorskip("foolbox")
+    s = of_half_space(4)
+    exact = s.model.distance(s.x)
+    found = peers.foolbox()
+    assert [peer.what for peer in found] == ["Foolbox C&W 4 x 200", "Foolbox DDN 200", "Foolbox FMN 200"]
+    for peer in found:
+        run = measure(s, lambda model, peer=peer: peer.attack(model, s.x, s.y, 60))
+        success, rms = attacks.judged(s, run.result)
+        assert success.all(), peer.what
+        assert bool((8 * rms >= 0.999 * exact).all())
+        if not peer.remark:
+            assert bool((8 * rms <= 1.5 * exact).all()), peer.what
+        assert run.forwards % 4 == run.backwards % 4 == 0
+        assert 4 * 60 <= run.backwards <= run.forwards <= 4 * 4 * 61
+
+
+def test_what_a_peer_must_be_read_with_is_noted(
+    monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
+) -> None:
+    monkeypatch.setattr(peers, "foolbox", lambda: [peers.Peer("a", 1, 2, lambda *given: given[1], "reads badly")])
+    assert [case.what for case in attack_cases.others(narrator)] == ["whole-batch C&W 4 x 200", "a"]
+    assert narrator.notes == ["reads badly"]
+    assert told == ["  reads badly"]
+
+
+def test_a_black_image_of_a_peer_is_no_success() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        library = pytest.importorskip("foolbox")
+    s = of_half_space(2)
+    black = dataclasses.replace(s, model=models.HalfSpace(-torch.ones(64), -1.0))  # class 1 is where it is dark
+    wrapped = peers._call(library, lambda steps: _Black())
+    x_adv = wrapped(black.model, black.x, black.y, 1)
+    assert torch.equal(x_adv, black.x)
+    assert not attacks.judged(black, x_adv)[0].any()
+
+
+class _Black:
+    """An attack that found nothing and says so as Foolbox's Carlini & Wagner does."""
+
+    def __call__(self, model: object, x: Tensor, criterion: object, epsilons: None) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.zeros_like(x), torch.zeros_like(x), torch.ones(len(x), dtype=torch.bool)
+
+
+# the whole
+
+
+@pytest.mark.parametrize("what", ["attacks", "boundary", "region", "all"])
+def test_the_rows_of_a_benchmark(
+    what: str, monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    monkeypatch.setattr(rates, "SIZE", 64)
+    monkeypatch.setattr(memory, "rows", lambda subject: iter([{"what": "memory", "images": 64, "growth_mb": 1.0}]))
+    short = [dataclasses.replace(case, steps=2) for case in attack_cases.ours()]
+    monkeypatch.setattr(attack_cases, "ours", lambda: short)
+    kept: list[int] = []
+    found = bench.run(
+        what, of_half_space(), narrator, images=4, keep=lambda so_far: kept.append(len(so_far.rows)), seconds=0.001
+    )
+    assert kept == list(range(1, len(found.rows) + 1))
+    tables = {row["bench"] for row in found.rows}
+    parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary"}, "region": {"region"}}
+    assert tables == (set().union(*parts.values()) if what == "all" else parts[what])
+    assert all(row["images"] == 4 for row in found.rows if row["bench"] in ("attacks", "boundary", "region"))
+    assert all(row["matrix_share"] > 0 for row in found.rows if row["bench"] != "memory")
+    assert set(found.matrix_rate) == ({"attacks", "boundary", "region"} if what == "all" else {what})
+    for row in found.rows:
+        if row["bench"] in ("attacks", "boundary", "region"):
+            assert any(row["what"] in line and "up to about" in line for line in told), row["what"]
+    assert json.loads(found.as_json())["rows"] == found.rows
+    text = found.as_text().splitlines()
+    assert max(map(len, text)) <= 120 or text[0].startswith("half-space")
+    assert all(row["what"] in found.as_text() for row in found.rows)
+    assert all(table.split()[-1] in ("matrix_share", "backwards", "peak_gb", "growth_mb") for table in _heads(text))
+
+
+def _heads(text: list[str]) -> list[str]:
+    """The lines of column names: no column was left out for want of width."""
+    return [line for line in text if line.split()[:2] == ["what", "images"]]
+
+
+def test_searches_are_compared_with_the_scan(narrator: Narrator) -> None:
+    rows = {row["what"]: row for row in bench.boundary.rows(of_half_space(2), 1e9, narrator, seconds=0.001)}
+    plain, scan, bracket = rows["scan, one image at a time"], rows["scan"], rows["bracket"]
+    assert plain["agreement"] == scan["agreement"] == bracket["agreement"] == 1  # a half-space has no re-entry
+    assert plain["speed_up"] == 1
+    assert rows["refine"]["agreement"] is None
+    assert rows["refine"]["differing"] is None
+    assert bracket["forwards_per_ray"] < scan["forwards_per_ray"] <= 21
+    assert rows["bracket, mixed"]["differing"] <= 256
+
+
+def test_rays_that_differ_are_counted() -> None:
+    distance, adjacent = torch.tensor([[0.1, 0.2, torch.inf]]), torch.tensor([[1, 2, -1]])
+    assert bench.boundary._differing((distance, adjacent), (distance, adjacent)) == 0
+    assert bench.boundary._differing((distance, torch.tensor([[1, 3, -1]])), (distance, adjacent)) == 1
+    assert bench.boundary._differing((torch.tensor([[0.1, 0.1, 0.3]]), adjacent), (distance, adjacent)) == 2
+
+
+def test_votes_are_compared_with_all_points(digits_model: Path, narrator: Narrator) -> None:
+    s = bench.obtain(12, digits_model, narrator)
+    rows = {row["what"]: row for row in bench.region.rows(s, 1e9, narrator, seconds=0.001)}
+    assert rows["one image at a time"]["forwards_per_image"] == 100
+    assert rows["one image at a time"]["differing"] == rows["exact stop"]["differing"] == 0
+    assert rows["exact stop"]["forwards_per_image"] < rows["all points"]["forwards_per_image"]
+    assert rows["alpha stop"]["agreement"] == 1 - rows["alpha stop"]["differing"] / 12
+
+
+def test_images_by_default() -> None:
+    assert [bench.most_images(what, None) for what in ("attacks", "boundary", "region", "all")] == [64, 20, 1000, 1000]
+    assert bench.most_images("all", 7) == 7
+
+
+def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narrator) -> None:
+    s = bench.obtain(10, digits_model, narrator)
+    few, many = memory.rows(s)
+    assert (few["images"], many["images"]) == (64, 1000)
+    assert many["inputs_and_results_mb"] == 2 * 1000 * 64 * 4 / 1e6
+    assert 0 < few["growth_mb"] < 100
+    assert many["growth_mb"] - few["growth_mb"] < 10  # activations of 1,000 images would take more than 20
+    assert getattr(s.model, "batch_rows", {}).get("cpu") == 512  # the subject's own model is left alone
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu(cuda: torch.device, digits_model: Path, narrator: Narrator) -> None:
+    few, many = memory.rows(bench.obtain(10, digits_model, narrator))
+    assert many["growth_mb"] - few["growth_mb"] < 3 * many["inputs_and_results_mb"]
+
+
+def test_the_peak_is_that_since_the_reset() -> None:
+    device = torch.device("cpu")
+    block = torch.ones(60_000_000)
+    high = rates.peak_bytes(device)
+    del block
+    assert high > 240_000_000
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the system cannot reset the peak")
+    rates.reset_peak(device)
+    assert rates.peak_bytes(device) < high - 200_000_000
+
+
+def test_the_matrix_rate_counts_two_flops_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "SIZE", 8)
+    monkeypatch.setattr(rates, "timed", lambda call, device: (call(), 2.0))
+    assert rates.matrix_rate(torch.device("cpu")) == 2 * 8**3 / 2.0
+
+
+def test_what_a_timing_is_read_with() -> None:
+    found = rates.machine(torch.device("cpu"))
+    assert found["device"] == "cpu"
+    assert found["device_name"]
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == torch.__version__
+
+
+def test_progress_is_told_in_passes(told: list[str]) -> None:
+    tick = Narrator(told.append, every=0.0).ticker("scan", 200, "passes")
+    tick(50)
+    assert "50/200 passes" in told[0]
+    assert "left" in told[0]
+    quiet: list[str] = []
+    Narrator(quiet.append, every=3600).ticker("scan", 200, "passes")(50)
+    assert quiet == []
+
+
+def test_unmeasured_cells_are_empty_and_null() -> None:
+    found = results.Results("a", {"device_name": "b", "threads": 1, "torch": "c"}, [], {"attacks": 1e9})
+    found.rows = [{"bench": "x", "what": "one", "rms": None, "empty": None}, {"bench": "x", "what": "two", "rms": 0.5}]
+    assert found.as_text().splitlines() == [
+        "a; b, 1 thread, torch c",
+        "matrix rate: 1 GFLOP/s before attacks",
+        "",
+        "x",
+        "what rms",
+        " one    ",
+        " two 0.5",
+    ]
+    assert json.loads(found.as_json())["rows"][0]["rms"] is None
