@@ -3,8 +3,22 @@
 from nbsupport.attacks.carlini_wagner import carlini_wagner_l2
 from nbsupport.attacks.ddn import ddn_l2
 from nbsupport.attacks.fgsm import fgsm
+from nbsupport.attacks.indicators import Indicator, failure_indicators
 from nbsupport.attacks.optmargin import optmargin
 from nbsupport.attacks.pgd import pgd_linf
 from nbsupport.attacks.result import Attack, best_of
+from nbsupport.attacks.stability import Stability, stability
 
-__all__ = ["Attack", "best_of", "carlini_wagner_l2", "ddn_l2", "fgsm", "optmargin", "pgd_linf"]
+__all__ = [
+    "Attack",
+    "Indicator",
+    "Stability",
+    "best_of",
+    "carlini_wagner_l2",
+    "ddn_l2",
+    "failure_indicators",
+    "fgsm",
+    "optmargin",
+    "pgd_linf",
+    "stability",
+]
