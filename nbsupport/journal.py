@@ -94,7 +94,7 @@ class Journal:
         self.append(stage=stage, what=what, done=done, total=total, unit=unit, event=event, **extra)
 
     def append(self, **entry: Any) -> None:
-        """Append one line with the time, the process and `entry`."""
+        """Append one line with the time, the process and `entry`; a `message` of the event "warning" is shown."""
         stamped = {"time": round(time.time(), 6), "pid": os.getpid(), "host": socket.gethostname(), **entry}
         data = json.dumps(stamped).encode() + b"\n"
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

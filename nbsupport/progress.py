@@ -99,6 +99,8 @@ class Follower:
         self._offset += len(gained)
         *lines, self._rest = (self._rest + gained).split(b"\n")
         for entry in journal.parse(lines):
+            if entry.get("event") == "warning":
+                self._line(f"  warning: {entry.get('message')}")
             progress = self._tracker.update(entry)
             if progress is not None:
                 self._show(progress, entry)

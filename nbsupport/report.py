@@ -114,6 +114,8 @@ def table_text(path: Path) -> str:
 
 def frame_text(frame: pd.DataFrame, *, rest: str = "") -> str:
     """Return `frame` as text, without the last columns that exceed the width; `rest` says where the whole is."""
+    if frame.empty:
+        return "no rows"
     shown = frame.head(ROWS).map(_cell)
     text = shown.to_string(index=False)
     while shown.shape[1] > 1 and max(map(len, text.splitlines())) > WIDTH:

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbsupport.attacks.result import Attack
+from nbsupport.attacks import Attack, Stability
 from nbsupport.boundary import Profile, purity
 from nbsupport.detector import Rates
 from nbsupport.intervals import Rate, wilson
@@ -40,6 +40,7 @@ DETECTOR = (
     *("model", "trained_on", "tested_on", "n_benign", "n_adversarial"),
     *_with_interval("false_positive_rate", "false_negative_rate", "auc"),
 )
+STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ class DetectorRow:
     rates: Rates
 
 
+@dataclass(frozen=True)
+class StabilityRow:
+    """Which of an attack's successful examples were undone by scoring them again."""
+
+    model: str
+    examples: str
+    flips: Stability
+
+
 def attacks(rows: Iterable[AttackRow], *, pixel_max: float) -> pd.DataFrame:
     """Return one row an attack, columns `ATTACKS`.
 
@@ -120,6 +130,11 @@ def boundary(rows: Iterable[BoundaryRow], *, num_classes: int, pixel_max: float)
 def detector(rows: Iterable[DetectorRow]) -> pd.DataFrame:
     """Return one row a pair of training and test examples, columns `DETECTOR`."""
     return _frame((_detector(row) for row in rows), DETECTOR)
+
+
+def stability(rows: Iterable[StabilityRow]) -> pd.DataFrame:
+    """Return one row an attack, columns `STABILITY`: the shares of its `n` successful examples that were undone."""
+    return _frame((_stability(row) for row in rows), STABILITY)
 
 
 def ray_medians(profile: Profile) -> NDArray[np.float64]:
@@ -196,6 +211,19 @@ def _detector(row: DetectorRow) -> dict[str, Any]:
         **_cells("false_positive_rate", rates.false_positive_rate),
         **_cells("false_negative_rate", rates.false_negative_rate),
         **_cells("auc", rates.auc),
+    }
+
+
+def _stability(row: StabilityRow) -> dict[str, Any]:
+    flips = row.flips
+    return {
+        "model": row.model,
+        "examples": row.examples,
+        "n": len(flips.alone),
+        "flips_alone": _mean(_array(flips.alone)),
+        "flips_batch": _mean(_array(flips.batch)),
+        "flips_float64": _mean(_array(flips.float64)),
+        "flips_8bit": _mean(_array(flips.eight_bit)),
     }
 
 

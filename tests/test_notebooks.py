@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import claims, job, notebooks, runner, runtime, stages, store, tables, tables_geometry
+from nbsupport import claims, job, journal, notebooks, runner, runtime, stages, store, tables, tables_geometry
 from nbsupport.store import STAGES, Run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = {"dataset": "digits", "preset": "standard", "run_dir": "../runs/digits-standard", "overrides": {}}
 TABLES = {
     "attacks": tables.ATTACKS,
+    "stability": tables.STABILITY,
     "region": tables.REGION,
     "boundary": tables.BOUNDARY,
     "detector": tables.DETECTOR,
@@ -29,6 +31,8 @@ TABLES = {
     "geometry": tables_geometry.GEOMETRY,
     "audit": tables_geometry.AUDIT,
 }
+
+WARNINGS = ("model", "attack", "indicator", "share", "n", "what_to_do")
 
 every_notebook = pytest.mark.parametrize("stage", STAGES)
 
@@ -161,6 +165,45 @@ def test_the_accuracy_table_counts_what_the_models_say(smoke: Run) -> None:
         assert row.benign_accuracy == pytest.approx(right.float().mean().item())
         assert row.pgd_accuracy <= row.benign_accuracy
         assert row.benign_accuracy_low < row.benign_accuracy < row.benign_accuracy_high
+
+
+@pytest.mark.slow
+def test_only_rounding_to_pixels_undoes_successes(smoke: Run) -> None:
+    table = pd.read_csv(smoke.path("tables", "stability.csv")).set_index(["model", "examples"])
+    found = stages.load_examples(smoke)
+    assert list(table.index) == list(found)
+    assert table.n.tolist() == [int(examples.result.success.sum()) for examples in found.values()]
+    for column in ("flips_alone", "flips_batch", "flips_float64"):
+        assert table[column].dropna().eq(0).all()
+    assert table.flips_8bit.xs("OPTBRITTLE", level="examples").max() > 0
+    assert table.flips_8bit.isna().equals(table.n == 0)
+
+
+@pytest.mark.slow
+def test_warnings_are_stored_and_told(smoke: Run) -> None:
+    table = pd.read_csv(smoke.path("tables", "warnings.csv"))
+    assert tuple(table.columns) == WARNINGS
+    told = [entry["message"] for entry in journal.read(smoke.dir) if entry.get("event") == "warning"]
+    assert told == (table.attack + " on " + table.model + ": " + table.indicator + ": " + table.what_to_do).tolist()
+
+
+@pytest.mark.slow
+def test_every_sign_of_failure_is_a_row_and_a_warning(planned: job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned.open()
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(run.journal, "append", lambda **entry: told.append(entry))
+    found = {
+        key: replace(examples, result=replace(examples.result, falling=examples.result.correct))
+        for key, examples in stages.load_examples(run).items()
+        if key[1] in ("FGSM", "PGD", "OPTMARGIN-authors") and examples.result.correct.any()
+    }
+    table = stages.attack_warnings(run, found)
+    rows = table[table.indicator == "still falling"]
+    assert list(zip(rows.model, rows.attack, strict=True)) == list(found)
+    assert rows.share.eq(1).all()
+    assert rows.n.tolist() == [int(examples.result.correct.sum()) for examples in found.values()]
+    assert [entry["event"] for entry in told] == ["warning"] * len(table)
+    assert {entry["stage"] for entry in told} == {"03_attacks"}
 
 
 @pytest.mark.slow

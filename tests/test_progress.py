@@ -61,6 +61,14 @@ def test_a_log_file_gets_a_line_for_what_is_finished(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_warning_has_a_line_of_its_own(tmp_path: Path, bars: bool) -> None:
+    lines: list[str] = []
+    with Follower(tmp_path, lines.append, bars=bars):
+        Journal(tmp_path).append(stage="03_attacks", event="warning", message="PGD on pgd: still falling: raise steps")
+    assert lines == ["  warning: PGD on pgd: still falling: raise steps"]
+
+
 def test_a_log_file_gets_a_line_every_few_seconds(tmp_path: Path) -> None:
     assert [line.split()[1] for line in follow(tmp_path, bars=False, every=0.0)[:3]] == ["0/4", "2/4", "4/4"]
 

@@ -96,6 +96,11 @@ def test_tables_keep_to_their_key_columns_and_the_width(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    pd.DataFrame(columns=["model", "attack"]).to_csv(tmp_path / "warnings.csv", index=False)
+    assert report.table_text(tmp_path / "warnings.csv") == "no rows"
+
+
 def test_long_tables_and_texts_are_cut_and_say_so() -> None:
     frame = pd.DataFrame(
         {"statement": ["x" * 50] * 40, "holds": [True] * 40, **{f"c{i}": ["y" * 30] * 40 for i in range(9)}}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from nbsupport import tables
-from nbsupport.attacks.result import Attack
+from nbsupport.attacks import Attack, Stability
 from nbsupport.boundary import Profile
 from nbsupport.detector import Rates
 from nbsupport.intervals import Rate, wilson
-from nbsupport.tables import AttackRow, BoundaryRow, DetectorRow, RegionRow
+from nbsupport.tables import AttackRow, BoundaryRow, DetectorRow, RegionRow, StabilityRow
 
 INF = math.inf
 
@@ -65,6 +65,7 @@ def cells(frame):
             "false_positive_rate_high, false_negative_rate, false_negative_rate_low, false_negative_rate_high, "
             "auc, auc_low, auc_high",
         ),
+        (tables.stability([]), "model, examples, n, flips_alone, flips_batch, flips_float64, flips_8bit"),
     ],
 )
 def test_columns_are_those_of_the_method(frame, columns):
@@ -192,6 +193,18 @@ def test_detector_rows_show_both_sizes_and_all_intervals():
     assert [got[name] for name in tables.DETECTOR] == (
         ["pgd", "all", "FGSM", 40, 35, 0.1, 0.05, 0.2, 0.2, 0.15, 0.3, 0.9, 0.8, 0.95]
     )
+
+
+def test_flips_are_shares_of_the_successful_examples():
+    flips = Stability(bools(0, 0, 0, 0), bools(1, 0, 0, 0), bools(1, 1, 0, 0), bools(1, 1, 1, 0))
+    got = cells(tables.stability([StabilityRow("pgd", "PGD", flips)]))
+    assert [got[name] for name in tables.STABILITY] == ["pgd", "PGD", 4, 0, 0.25, 0.5, 0.75]
+
+
+def test_the_flips_of_no_example_are_empty_cells():
+    got = cells(tables.stability([StabilityRow("pgd", "PGD", Stability(*[bools()] * 4))]))
+    assert got["n"] == 0
+    assert all(math.isnan(got[name]) for name in tables.STABILITY[3:])
 
 
 def test_tables_survive_a_csv_file(tmp_path):

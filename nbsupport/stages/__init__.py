@@ -7,10 +7,12 @@ from nbsupport.stages.datasets import dataset_table
 from nbsupport.stages.detector import Trial, detect, detector_table, load_detectors, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
+from nbsupport.stages.indicators import attack_warnings
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import slice_through
+from nbsupport.stages.stability import stability_table
 from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
 from nbsupport.stages.training import train_models
 from nbsupport.stages.training_accuracy import accuracy_table
@@ -30,6 +32,7 @@ __all__ = [
     "accuracy_table",
     "attack_models",
     "attack_table",
+    "attack_warnings",
     "audit_table",
     "boundary_table",
     "by_model",
@@ -56,6 +59,7 @@ __all__ = [
     "run_directions",
     "run_distortions",
     "slice_through",
+    "stability_table",
     "train_models",
     "training_data",
     "vote_examples",
