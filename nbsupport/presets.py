@@ -66,6 +66,7 @@ class Settings:
     view_eps: float = 0.15  # RMS of one view of OPTMARGIN
     views: int = 20
     ddn_steps: int = 200
+    cost_n: int = 24  # images of each point of the curves of what evading the vote costs
     adam_n: int = 36  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
     authors_lr: float = 0.2
     authors_const: float = 0.2
@@ -161,6 +162,7 @@ _SMOKE: dict[str, Any] = {
     "region_n": 50,
     "strong_n": 4,
     "adam_n": 4,
+    "cost_n": 4,
     "search_steps": 2,
     "adam_steps": 50,
     "boundary_n": 12,
@@ -189,7 +191,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "directions": 98,
         "detector_steps": 100,
     },
-    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "boundary_n": 50, **_SLOW_GEOMETRY},
+    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "cost_n": 10, "boundary_n": 50, **_SLOW_GEOMETRY},
     ("mnist", "paper"): {
         "pgd_schedule": "pgd",
         "epochs": 20,
@@ -198,6 +200,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "region_n": 10000,
         "strong_n": 1000,
         "adam_n": 1000,
+        "cost_n": 100,
         "boundary_n": 10000,
         "geometry_n": 100,
         "detector_steps": 2000,
@@ -214,7 +217,7 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
         "directions": 100,
         "detector_steps": 100,
     },
-    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "boundary_n": 20, **_SLOW_GEOMETRY},
+    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "cost_n": 5, "boundary_n": 20, **_SLOW_GEOMETRY},
     ("cifar10", "paper"): {
         "model": "wrn_34_10",
         "pgd_schedule": "pgd",

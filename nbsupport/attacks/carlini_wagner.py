@@ -78,7 +78,7 @@ def carlini_wagner_l2(
             lr=lr,
             initial_const=initial_const,
         )
-        search.run(slots=problem.rows())
+        search.run()
         return search.result(objective, confidence=confidence)
 
 
@@ -90,6 +90,10 @@ class PenaltySearch(Search):
     value last looked at goes on to its next c at once (the release sums the loss over the batch, so that one image
     stops or holds up all others). The successful iterate of least L2 is kept.
     """
+
+    # Most rows need no backward pass after the first steps. Skipping it took .72 of the time for `mnist_cnn` on two
+    # cores with slots for two batches, .75 with slots for one.
+    batches = 2
 
     def __init__(
         self,

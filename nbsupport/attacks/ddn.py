@@ -66,7 +66,7 @@ def ddn_l2(
         problem = Problem.of(model, x, y, targets)
         objective = Objective(problem, precision=precision)
         search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
-        search.run(slots=problem.rows())
+        search.run()
         return search.result(objective)
 
 

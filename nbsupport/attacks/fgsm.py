@@ -57,7 +57,7 @@ def fgsm(
         problem = Problem.of(model, x, y, targets)
         objective = Objective(problem, precision=precision)
         search = _SignStep(problem, objective, eps)
-        search.run(slots=problem.rows())
+        search.run()
         return search.result(objective, keep_failures=True)
 
 

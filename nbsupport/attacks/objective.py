@@ -163,9 +163,7 @@ class Objective:
         """Return what was found for views, one a row, by image."""
         views = self.count
         by_image = pull.view(-1, views, *pull.shape[1:]).sum(1)
-        return Descent(
-            gap.view(-1, views), by_image, forwards.view(-1, views).sum(1), backwards.view(-1, views).sum(1)
-        )
+        return Descent(gap.view(-1, views), by_image, forwards.view(-1, views).sum(1), backwards.view(-1, views).sum(1))
 
     def _look(
         self, moved: Tensor, label: Tensor, *, slack: float = ROUNDING, precision: Precision | None = None

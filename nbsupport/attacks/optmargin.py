@@ -118,7 +118,7 @@ def optmargin(
                 initial_const=initial_const if initial_const is not None else (0.2 if authors else 1.0),
                 distance_scale=distance_scale if distance_scale is not None else (255.0**2 if authors else 1.0),
             )
-        search.run(slots=problem.rows(views))
+        search.run(views=views)
         return search.result(objective, confidence=confidence)
 
 

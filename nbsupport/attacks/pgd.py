@@ -79,7 +79,7 @@ def pgd_linf(
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
         objective = Objective(problem, precision=precision)
         search = _ProjectedAscent(problem, objective, offsets.to(problem.x.device), eps, steps, step_size)
-        search.run(slots=problem.rows())
+        search.run()
         return search.result(objective, keep_failures=True)
 
 

@@ -54,7 +54,9 @@ class Attack:
 
     def __post_init__(self) -> None:
         for name in ("falling", "at_bound"):
-            object.__setattr__(self, name, getattr(self, name).to(self.success.device).expand_as(self.success).contiguous())
+            object.__setattr__(
+                self, name, getattr(self, name).to(self.success.device).expand_as(self.success).contiguous()
+            )
 
 
 def best_of(attacks: Sequence[Attack]) -> Attack:

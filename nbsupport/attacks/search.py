@@ -26,6 +26,7 @@ class Search(ABC):
     """
 
     every = 10  # steps between two looks at who is finished
+    batches = 1  # slots, in batches of the model, on a CPU
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -64,21 +65,26 @@ class Search(ABC):
         self.backwards[state["index"]] += state["backwards"]
         self.falling[state["index"]], self.at_bound[state["index"]] = state["falling"], state["at_bound"]
 
-    def run(self, *, slots: int) -> None:
-        """Attack all images of the problem that were classified correctly."""
+    def run(self, *, views: int = 1) -> None:
+        """Attack all images of the problem that were classified correctly; each brings `views` rows to the batch."""
+        device = self.problem.x.device
+        rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
         if len(self.attacked):
-            drain(self, len(self.attacked), slots=slots, every=self.every, device=self.problem.x.device)
+            drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
 
     def result(self, objective: Objective, *, confidence: float = 0.0, keep_failures: bool = False) -> Attack:
         """Re-check every returned image in float32 in all views of `objective` and return the outcome."""
         problem = self.problem
         success = torch.zeros_like(problem.correct)
+        rms = torch.zeros(len(success), device=problem.x.device)
         for index in self.attacked.split(problem.rows(objective.count)) if len(self.attacked) else ():
             gap = objective.gaps(self.x_adv[index], problem.label[index])
             success[index] = across(gap, confidence).all(1)
             self.forwards[index] += objective.count
-        kept = per_image(success | (keep_failures & problem.correct))
-        x_adv = torch.where(kept, self.x_adv, problem.x)
-        rms = (x_adv - problem.x).square().flatten(1).mean(1).sqrt()
+        # Batch by batch: what is held beside the images and the result does not grow with their number.
+        for index in torch.arange(len(success), device=success.device).split(problem.rows()):
+            kept = success[index] | (keep_failures & problem.correct[index])
+            self.x_adv[index] = torch.where(per_image(kept), self.x_adv[index], problem.x[index])
+            rms[index] = (self.x_adv[index] - problem.x[index]).square().flatten(1).mean(1).sqrt()
         passes = self.forwards, self.backwards
-        return Attack(x_adv, success, problem.correct, rms, *passes, self.falling, self.at_bound)
+        return Attack(self.x_adv, success, problem.correct, rms, *passes, self.falling, self.at_bound)

@@ -10,6 +10,7 @@ from nbsupport.plots.claims import claims_overview
 from nbsupport.plots.curves import detector_training, training_curves
 from nbsupport.plots.detector import error_rates, roc
 from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values
+from nbsupport.plots.evasion import evasion_cost
 from nbsupport.plots.explorer import instance_panels
 from nbsupport.plots.geometry import triple_cells
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
@@ -31,6 +32,7 @@ __all__ = [
     "distance_curves",
     "distortion_distribution",
     "error_rates",
+    "evasion_cost",
     "examples_colour",
     "hypercube_outline",
     "instance_boundary",
