@@ -8,7 +8,9 @@ from nbsupport.stages.detector import Trial, detect, detector_table, load_detect
 from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
 from nbsupport.stages.indicators import attack_warnings
+from nbsupport.stages.evasion import evasion_table
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
+from nbsupport.stages.nearest import nearest_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import slice_through
@@ -42,6 +44,7 @@ __all__ = [
     "detector_table",
     "distorted",
     "evaluation_data",
+    "evasion_table",
     "gallery",
     "geometry_table",
     "instances",
@@ -52,6 +55,7 @@ __all__ = [
     "load_profiles",
     "load_votes",
     "measure_geometry",
+    "nearest_table",
     "own_scores",
     "probe_examples",
     "region_accuracy",
