@@ -6,9 +6,9 @@ from nbsupport.stages.claims import claims_table
 from nbsupport.stages.datasets import dataset_table
 from nbsupport.stages.detector import Trial, detect, detector_table, load_detectors, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
+from nbsupport.stages.evasion import evasion_table
 from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
 from nbsupport.stages.indicators import attack_warnings
-from nbsupport.stages.evasion import evasion_table
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.nearest import nearest_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
