@@ -130,8 +130,8 @@ def sweep(grid: Path, scheduler: str | None) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["attacks", "boundary", "region", "all"]))
-@click.option("--images", type=click.IntRange(min=1), help="Images [default: 64 attacks, 20 boundary, 1000 region]")
+@click.argument("what", type=click.Choice(["attacks", "boundary", "region", "published", "all"]))
+@click.option("--images", type=click.IntRange(min=1), help="Images measured on; the default depends on WHAT.")
 @click.option(
     "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A stored model to measure."
 )
@@ -139,6 +139,7 @@ def sweep(grid: Path, scheduler: str | None) -> None:
 def bench(what: str, images: int | None, model: Path | None, json_path: Path | None) -> None:
     """Time the kernels on this machine, against plain code and, where it is installed, Foolbox.
 
+    "published" searches for OPTMARGIN with the steps of its authors: a quarter of an hour, and no part of "all".
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
     from nbsupport import artifacts

@@ -142,7 +142,7 @@ def test_counting_keeps_the_model_and_counts_rows() -> None:
     assert model.channels_last
 
 
-@pytest.mark.parametrize("case", attack_cases.ours(), ids=lambda case: case.what)
+@pytest.mark.parametrize("case", attack_cases.ours() + attack_cases.as_published(), ids=lambda case: case.what)
 def test_passes_counted_here_are_those_that_the_attack_states(
     case: Case, digits_model: Path, narrator: Narrator
 ) -> None:
@@ -317,7 +317,7 @@ class _Black:
 # the whole
 
 
-@pytest.mark.parametrize("what", ["attacks", "boundary", "region", "all"])
+@pytest.mark.parametrize("what", ["attacks", "boundary", "region", "published", "all"])
 def test_the_rows_of_a_benchmark(
     what: str, monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
 ) -> None:
@@ -326,6 +326,7 @@ def test_the_rows_of_a_benchmark(
     monkeypatch.setattr(memory, "rows", lambda subject: iter([{"what": "memory", "images": 64, "growth_mb": 1.0}]))
     short = [dataclasses.replace(case, steps=2) for case in attack_cases.ours()]
     monkeypatch.setattr(attack_cases, "ours", lambda: short)
+    monkeypatch.setattr(attack_cases, "as_published", lambda: short[:2])
     kept: list[int] = []
     found = bench.run(
         what, of_half_space(), narrator, images=4, keep=lambda so_far: kept.append(len(so_far.rows)), seconds=0.001
@@ -333,12 +334,17 @@ def test_the_rows_of_a_benchmark(
     assert kept == list(range(1, len(found.rows) + 1))
     tables = {row["bench"] for row in found.rows}
     parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary"}, "region": {"region"}}
-    assert tables == (set().union(*parts.values()) if what == "all" else parts[what])
-    assert all(row["images"] == 4 for row in found.rows if row["bench"] in ("attacks", "boundary", "region"))
+    parts["published"] = {"published"}
+    assert tables == (
+        set().union(*(parts[name] for name in ("attacks", "boundary", "region"))) if what == "all" else parts[what]
+    )
+    assert all(
+        row["images"] == 4 for row in found.rows if row["bench"] in ("attacks", "boundary", "region", "published")
+    )
     assert all(row["matrix_share"] > 0 for row in found.rows if row["bench"] != "memory")
     assert set(found.matrix_rate) == ({"attacks", "boundary", "region"} if what == "all" else {what})
     for row in found.rows:
-        if row["bench"] in ("attacks", "boundary", "region"):
+        if row["bench"] in ("attacks", "boundary", "region", "published"):
             assert any(row["what"] in line and "up to about" in line for line in told), row["what"]
     assert json.loads(found.as_json())["rows"] == found.rows
     text = found.as_text().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,16 @@ def ours() -> list[Case]:
             Case(f"{what}, mixed", steps, (passes + views) * constants * steps, make("mixed"), "mixed"),
         ]
     return cases
+
+
+def as_published() -> list[Case]:
+    """Return OPTMARGIN by `ddn`, and by `adam` at the published settings in both variants: 4 x 1000 steps."""
+    passes = 2 * 20 * 4 * 1000
+    return [
+        Case("OPTMARGIN ddn 200", 200, 200 * (20 + 2 * 5), _margin_ddn("float32")),
+        Case("OPTMARGIN adam 4 x 1000, equations", 1000, passes, _margin_published("equations")),
+        Case("OPTMARGIN adam 4 x 1000, authors", 1000, passes, _margin_published("authors")),
+    ]
 
 
 def others(narrator: Narrator) -> list[Case]:
@@ -99,6 +110,27 @@ def _margin_adam(precision: runtime.Precision) -> Call:
             steps=steps,
             generator=_draws(),
             precision=precision,
+        )
+
+    return attack
+
+
+def _margin_published(variant: Literal["equations", "authors"]) -> Call:
+    def attack(model: nn.Module, subject: Subject, steps: int) -> attacks.Attack:
+        s = subject.settings
+        lr, const = (s.authors_lr, s.authors_const) if variant == "authors" else (s.lr_adam, s.initial_const)
+        return attacks.optmargin(
+            model,
+            subject.x,
+            subject.y,
+            eps=s.view_eps,
+            solver="adam",
+            variant=variant,
+            distance_scale=s.distance_scale if variant == "authors" else None,
+            steps=steps,
+            lr=lr,
+            initial_const=const,
+            generator=_draws(),
         )
 
     return attack

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsupport import attacks, runtime
+from nbsupport import attacks, region, runtime
 from nbsupport.attacks.objective import Objective, across
 from nbsupport.attacks.problem import Problem
 from nbsupport.bench import attack_cases, engine, memory
@@ -30,15 +30,30 @@ def rows(subject: Subject, matrix_rate: float, narrator: Narrator, *, seconds: f
         yield {"bench": "engine", **_engine_row(subject, matrix_rate, precision, pace)}
     paces = engine.paces(subject, backward=True, rows=len(subject.x), seconds=seconds / 4)  # what a search will meet
     cases = attack_cases.ours() + attack_cases.others(narrator)
-    narrator.coming(
-        f"attacks, {len(subject.x)} images, {len(cases)} rows", sum(_most(subject, case, paces) for case in cases)
-    )
-    for case in cases:
-        narrator.coming(case.what, _most(subject, case, paces))
-        yield {"bench": "attacks", **case_row(subject, matrix_rate, case, narrator)}
+    for row in _case_rows(subject, matrix_rate, narrator, cases, paces):
+        yield {"bench": "attacks", **row}
     narrator.coming("memory", 2 * memory.STEPS * sum(memory.COUNTS) / paces["float32"].passes_per_s)
     for row in memory.rows(subject):
         yield {"bench": "memory", **row}
+
+
+def published_rows(
+    subject: Subject, matrix_rate: float, narrator: Narrator, *, seconds: float = engine.SECONDS
+) -> Iterator[Row]:
+    """Yield the rows of OPTMARGIN by `ddn` and as published."""
+    paces = engine.paces(subject, backward=True, seconds=seconds / 4)
+    for row in _case_rows(subject, matrix_rate, narrator, attack_cases.as_published(), paces):
+        yield {"bench": "published", **row}
+
+
+def _case_rows(
+    subject: Subject, matrix_rate: float, narrator: Narrator, cases: list[Case], paces: Paces
+) -> Iterator[Row]:
+    whole = sum(_most(subject, case, paces) for case in cases)
+    narrator.coming(f"{len(cases)} attacks, {len(subject.x)} images", whole)
+    for case in cases:
+        narrator.coming(case.what, _most(subject, case, paces))
+        yield case_row(subject, matrix_rate, case, narrator)
 
 
 def _most(subject: Subject, case: Case, paces: Paces) -> float:
@@ -64,17 +79,27 @@ def case_row(subject: Subject, matrix_rate: float, case: Case, narrator: Narrato
     tick = narrator.ticker(case.what, case.passes * n, "passes at most")
     run = measure(subject, partial(_run, case, subject), tick)
     success, rms = judged(subject, run.result)
+    x_adv = run.result.x_adv if isinstance(run.result, attacks.Attack) else run.result.clamp(0, 1)
     return {
         "what": case.what,
         "images": n,
         "seconds": run.seconds,
         "success": float(success.float().mean()),
         "mean_rms": float(rms[success].mean()) if bool(success.any()) else None,
+        "region_accuracy": _region_accuracy(subject, x_adv),
         "forwards_per_image": run.forwards / n,
         "backwards_per_image": run.backwards / n,
         "passes_per_s": run.passes / run.seconds,
         "matrix_share": subject.share(run.passes, run.seconds, matrix_rate),
     }
+
+
+def _region_accuracy(subject: Subject, x_adv: Tensor) -> float:
+    """Return the share of the attacked images whose true label wins the vote."""
+    s = subject.settings
+    generator = runtime.seeded(0, "bench", "region")
+    vote = region.classify(subject.model, x_adv, radius=s.radius, samples=s.samples, generator=generator)
+    return float((vote.label == subject.y).float().mean())
 
 
 def _run(case: Case, subject: Subject, model: nn.Module) -> Result:
