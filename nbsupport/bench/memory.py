@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -58,20 +55,8 @@ def growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> l
 
 
 def _in_a_fresh_process(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[int]:
-    code = "from nbsupport.bench import memory; memory.answer()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((model, x, y, counts, torch.get_num_threads())),
-        stdout=subprocess.PIPE,  # what it has to complain about goes to the terminal
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=True,
-    )
-    grown: list[int] = json.loads(done.stdout)
-    return grown
-
-
-def answer() -> None:
-    """Read what `rows` sends to a fresh process, and print `growth` as JSON."""
-    model, x, y, counts, threads = pickle.load(sys.stdin.buffer)
-    torch.set_num_threads(threads)
-    print(json.dumps(growth(model, x, y, counts)))
+    threads = torch.get_num_threads()
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        return pool.submit(growth, model, x, y, counts).result()
