@@ -9,7 +9,17 @@ from torch import Tensor
 
 from nbsupport.arguments import choice, count, number
 
-__all__ = ["choice", "count", "images", "labels", "logits", "not_probabilities", "number"]
+__all__ = [
+    "choice",
+    "count",
+    "finite_logits",
+    "images",
+    "labels",
+    "logits",
+    "logits_shape",
+    "not_probabilities",
+    "number",
+]
 
 
 def images(x: Tensor, *, name: str = "x") -> None:
@@ -52,14 +62,24 @@ def labels(y: Tensor, *, count: int, num_classes: int | None = None, name: str =
 
 def logits(z: Tensor, *, count: int) -> None:
     """Raise ValueError unless `z` is a finite floating tensor (count, L) with L >= 2."""
+    logits_shape(z, count=count)
+    finite_logits(int((~z.isfinite()).sum()))
+
+
+def logits_shape(z: Tensor, *, count: int) -> None:
+    """Raise ValueError unless `z` is a tensor (count, L) with L >= 2, whatever its values."""
     if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != count or z.shape[1] < 2:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
             f"expected logits of shape ({count}, classes) from the model, got {got}; return model(x) -> (N, L)"
         )
-    if not bool(torch.isfinite(z).all()):
+
+
+def finite_logits(broken: int) -> None:
+    """Raise ValueError unless `broken`, the number of logits that are NaN or infinite, is 0."""
+    if broken:
         raise ValueError(
-            f"expected finite logits from the model, got {int((~torch.isfinite(z)).sum())} NaN or infinite values; "
+            f"expected finite logits from the model, got {broken} NaN or infinite values; "
             "check the model's weights and its normalisation"
         )
 

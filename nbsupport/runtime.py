@@ -88,12 +88,25 @@ def laid_out(model: nn.Module, x: Tensor) -> Tensor:
     Channels-last where the model says so with an attribute `channels_last = True`: it doubles the rate of small CNNs
     on a CPU, but a model that calls `.view` on what a convolution gave would fail.
     """
+    return as_images(model, as_rows(model, x), tuple(x.shape[1:]))
+
+
+def as_rows(model: nn.Module, x: Tensor) -> Tensor:
+    """Return images `x` (N, C, H, W) as contiguous rows (N, C*H*W) in the order of memory that `model` takes.
+
+    Rows may be gathered, mixed and clipped, and still become images in that order (`as_images`) without a copy.
+    """
+    ordered = x.permute(0, 2, 3, 1) if getattr(model, "channels_last", False) else x
+    return ordered.flatten(1).contiguous()
+
+
+def as_images(model: nn.Module, rows: Tensor, in_shape: tuple[int, ...]) -> Tensor:
+    """Return rows (N, C*H*W) of `as_rows` as images (N, C, H, W) that share their memory."""
+    c, h, w = in_shape
     if not getattr(model, "channels_last", False):
-        return x.contiguous()
-    if x.shape[1] > 1:
-        return x.contiguous(memory_format=torch.channels_last)
+        return rows.view(-1, c, h, w)
     # With one channel both formats are the same in memory; only the strides tell the kernels which one is meant.
-    return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return rows.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 def reduced_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -85,6 +85,16 @@ def test_logits_are_refused(z, message):
         checks.logits(z, count=2)
 
 
+def test_the_shape_and_the_values_of_logits_are_judged_apart():
+    broken = torch.tensor([[0, math.nan], [math.inf, 0]])
+    assert checks.logits_shape(broken, count=2) is None
+    with pytest.raises(ValueError, match=r"expected logits of shape \(3, classes\)"):
+        checks.logits_shape(broken, count=3)
+    assert checks.finite_logits(0) is None
+    with pytest.raises(ValueError, match="expected finite logits from the model, got 5 NaN or infinite values; check"):
+        checks.finite_logits(5)
+
+
 @pytest.mark.parametrize(
     "z",
     [

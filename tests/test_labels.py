@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import boundary
+from nbsupport import boundary, checks
 from nbsupport.labels import Labeller
 
 
@@ -116,3 +116,40 @@ def test_a_row_may_move_along_several_offsets(near: tuple[Tensor, Tensor, tuple[
     assert plain.unique().numel() > 3
     alone = Labeller(Net(), x, d)(image, point[:, :1], scale[:, :1])
     assert torch.equal(alone, Labeller(Net(), x, d)(image, point[:, 0], scale[:, 0]))
+
+
+def test_logits_are_the_plain_evaluation_s_in_float32(
+    near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    x, d, (image, point, scale) = near
+    model = Net()
+    plain = model((x[image] + scale[:, None, None, None] * d[point].view(-1, 3, 6, 5)).clamp(0, 1))
+    for precision in ("float32", "mixed"):
+        found = Labeller(model, x, d, precision=precision).logits(image, point, scale)
+        torch.testing.assert_close(found, plain.detach(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_a_call_looks_once_whether_all_logits_are_finite(
+    near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, d, rows = near  # 63 batches
+    label = Labeller(Net(), x, d, precision=precision)
+    looked: list[int] = []
+    monkeypatch.setattr(checks, "finite_logits", looked.append)
+    label(*rows)
+    label.logits(*rows)
+    assert looked == [0, 0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_logits_of_any_batch_that_are_not_finite_are_counted(
+    near: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]], precision: str
+) -> None:
+    x, d, (image, point, scale) = near
+    model = Net()
+    label = Labeller(model, x, d, precision=precision)
+    model.last.register_forward_hook(lambda module, given, z: torch.where(torch.arange(6) == 5, torch.nan, z))
+    for call in (label, label.logits):
+        with pytest.raises(ValueError, match=r"expected finite logits from the model, got \d{4,} NaN"):
+            call(image, point, scale)

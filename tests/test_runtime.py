@@ -127,3 +127,20 @@ def test_a_model_gets_the_memory_format_it_states(channels, wanted):
     y = runtime.laid_out(model, x)
     assert y.equal(x)
     assert y.stride() == ((20 * channels, 1, 5 * channels, channels) if wanted else (20 * channels, 20, 5, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_rows_become_images_without_a_copy(channels, wanted):
+    model = Stateless()
+    model.channels_last = wanted
+    x = torch.rand(6, channels, 4, 5, generator=torch.Generator().manual_seed(0))
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x[:1].expand(6, -1, -1, -1), x[:0]):
+        rows = runtime.as_rows(model, given)
+        assert rows.is_contiguous()
+        images = runtime.as_images(model, rows, (channels, 4, 5))
+        assert images.equal(given)
+        assert images.data_ptr() == rows.data_ptr()
+        assert images.stride() == runtime.laid_out(model, given).stride()
+    picked = runtime.as_images(model, runtime.as_rows(model, x)[[4, 1, 1]], (channels, 4, 5))
+    assert picked.equal(x[[4, 1, 1]])
