@@ -1,6 +1,8 @@
-"""Region classification: the plurality of the classes of random points around an image."""
+"""Region classification: one label from the classes of random points around an image, as a rule their plurality."""
 
-from nbsupport.region.hypercube import classify, search_radius
+from nbsupport.region.classifier import COMBINATIONS, classify
+from nbsupport.region.radius import search_radius
+from nbsupport.region.shapes import SHAPES, unit_rms
 from nbsupport.region.vote import Vote
 
-__all__ = ["Vote", "classify", "search_radius"]
+__all__ = ["COMBINATIONS", "SHAPES", "Vote", "classify", "search_radius", "unit_rms"]

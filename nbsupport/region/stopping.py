@@ -37,5 +37,5 @@ def until_look(counts: Tensor, looks: list[int], level: float) -> Tensor:
     used = counts.sum(1)
     ends = torch.tensor([*looks, looks[-1]], device=counts.device)
     more = ends[torch.searchsorted(ends[:-1], used, right=True)] - used
-    undecided = torch.as_tensor(p_value(counts) > level, device=counts.device)
+    undecided = torch.as_tensor(p_value(counts, counts.argmax(1)) > level, device=counts.device)
     return torch.where(undecided, more, 0)

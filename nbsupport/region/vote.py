@@ -18,7 +18,7 @@ class Vote:
     Attributes
     ----------
     label : Tensor (N,) int64
-        The plurality class; ties go to the lowest class index.
+        The plurality class, or that of the largest mean; ties go to the lowest class index.
     counts : Tensor (N, L) int64
         Votes of each class among the points evaluated.
     used : Tensor (N,) int64
@@ -26,10 +26,10 @@ class Vote:
     p_lower, p_upper : Tensor (N,) float64
         Clopper-Pearson interval of the share of `label`.
     abstain : Tensor (N,) bool
-        The winner does not lead the runner-up significantly.
+        `label` does not lead the next class significantly.
     radius_l1, radius_linf : Tensor (N,) float64
         Any shift of the image up to here, [0, 1] units, leaves the majority with `label`; 0 where
-        `p_lower` <= 1/2.
+        `p_lower` <= 1/2, and for all but the plurality in a hypercube.
     """
 
     label: Tensor
@@ -42,32 +42,45 @@ class Vote:
     radius_linf: Tensor
 
 
-def vote(counts: Tensor, radius: float, dim: int, level: float) -> Vote:
-    """Return what `counts` (N, L) in hypercubes of half-width `radius` in `dim` dimensions say at error `level`."""
-    k, n = counts.amax(1).cpu().numpy(), counts.sum(1).cpu().numpy()
-    lower = stats.beta.ppf(level / 2, k, n - k + 1)  # the winner has k >= 1
+def vote(counts: Tensor, label: Tensor, level: float, *, half_width: float, dim: int) -> Vote:
+    """Return what `counts` (N, L) say of the classes `label` (N,) at error `level`.
+
+    The certificate is that of hypercubes of half-width `half_width` in `dim` dimensions; none, that is 0, for 0.
+    """
+    k, n = (votes.cpu().numpy() for votes in (_votes_for(label, counts), counts.sum(1)))
+    lower = np.where(k > 0, stats.beta.ppf(level / 2, np.maximum(k, 1), n - k + 1), 0.0)
     upper = np.where(k < n, stats.beta.ppf(1 - level / 2, k + 1, np.maximum(n - k, 1)), 1.0)
     certain = lower > 0.5
-    l1 = np.where(certain, 2 * radius * (lower - 0.5), 0.0)
-    linf = np.where(certain, -2 * radius * np.expm1(np.log(1.5 - lower) / dim), 0.0)
+    l1 = np.where(certain, 2 * half_width * (lower - 0.5), 0.0)
+    linf = np.where(certain, -2 * half_width * np.expm1(np.log(1.5 - lower) / dim), 0.0)
 
     def on_device(array: ArrayLike) -> Tensor:
         return torch.as_tensor(array, device=counts.device)
 
     return Vote(
-        label=counts.argmax(1),
+        label=label,
         counts=counts,
         used=counts.sum(1),
         p_lower=on_device(lower),
         p_upper=on_device(upper),
-        abstain=on_device(p_value(counts) > level),
+        abstain=on_device(p_value(counts, label) > level),
         radius_l1=on_device(l1),
         radius_linf=on_device(linf),
     )
 
 
-def p_value(counts: Tensor) -> NDArray[np.float64]:
-    """Return the p (N,) of the two-sided binomial test, winner against runner-up at 1/2."""
-    first, second = counts.topk(2).values.cpu().numpy().T
+def p_value(counts: Tensor, label: Tensor) -> NDArray[np.float64]:
+    """Return the p (N,) of the two-sided binomial test at 1/2 of `label` (N,) against the most frequent other class.
+
+    1 where `label` does not lead: the test asks only whether it does.
+    """
+    votes = _votes_for(label, counts)
+    others = counts.scatter(1, label[:, None], -1).amax(1)
+    first, second = votes.cpu().numpy(), others.cpu().numpy()
     p: NDArray[np.float64] = np.minimum(2 * stats.binom.sf(first - 1, first + second, 0.5), 1.0)
     return p
+
+
+def _votes_for(label: Tensor, counts: Tensor) -> Tensor:
+    """Return the votes (N,) for `label` (N,) among `counts` (N, L)."""
+    return counts.gather(1, label[:, None])[:, 0]
