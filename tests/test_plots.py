@@ -418,6 +418,17 @@ def test_purity_curves_are_means_with_students_interval() -> None:
     ]
 
 
+def test_purity_bands_are_the_bootstrap_of_the_mean() -> None:
+    fig = plots.purity_curves({"normal": {"FGSM": PURITY, "PGD": PURITY[:0]}}, bootstrap=4000)
+    ax = fig.axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), PURITY.mean(0))
+    (band,) = ax.collections[:1]
+    edges = band.get_paths()[0].vertices
+    for j, column in enumerate(PURITY.numpy().T, 1):
+        at = edges[edges[:, 0] == j][:, 1]
+        assert np.ptp(at) == pytest.approx(2 * 1.96 * column.std() / 12**0.5, rel=0.15, abs=1e-9)
+
+
 def test_instance_boundary_sorts_colours_and_marks_the_radius() -> None:
     fig = instance(pixel_max=255)
     ax = fig.axes[1]

@@ -73,13 +73,17 @@ def distance_curves(
     return fig
 
 
-def purity_curves(purities: Mapping[str, Mapping[str, Values]]) -> Figure:
-    """Return the mean purity of the top j classes against j with Student's 95 % interval, a panel for each model.
+def purity_curves(purities: Mapping[str, Mapping[str, Values]], *, bootstrap: int = 0, seed: int = 0) -> Figure:
+    """Return the mean purity of the top j classes against j with its 95 % interval, a panel for each model.
 
     Parameters
     ----------
     purities
         Model -> name of the examples -> (N, top) from `boundary.purity`; N may be 0.
+    bootstrap
+        Number of resamples of the images, drawn as a 95 % band; 0 draws Student's intervals as bars.
+    seed
+        Of the resampling.
 
     Raises
     ------
@@ -91,6 +95,7 @@ def purity_curves(purities: Mapping[str, Mapping[str, Values]]) -> Figure:
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018; Fig. 5 of the talk.
     """
     arrays.not_empty(purities, name="purities")
+    checks.count(bootstrap, name="bootstrap", low=0)
     with house_style():
         fig, axes = panels([f"{model} model" for model in purities], 4.6, sharey=True)
         for ax, by_name in zip(axes, purities.values(), strict=True):
@@ -104,17 +109,25 @@ def purity_curves(purities: Mapping[str, Mapping[str, Values]]) -> Figure:
                     ax.errorbar([], [], [], label=label, capsize=2, **style)
                     continue
                 top = max(top, values.shape[1])
+                j = np.arange(1, values.shape[1] + 1)
+                if bootstrap:
+                    ax.plot(j, values.mean(0), label=label, linewidth=1.3, **style)
+                    ax.fill_between(
+                        j, *_resampled(values, bootstrap, seed), color=style["color"], alpha=0.18, linewidth=0
+                    )
+                    continue
                 means = [intervals.mean(column, bounds=(0, 1)) for column in values.T]
                 value = np.array([m.value for m in means])
                 low = np.clip([m.low for m in means], 0, 1)
                 high = np.clip([m.high for m in means], 0, 1)
-                j = np.arange(1, len(means) + 1) + 0.05 * (i - (len(names) - 1) / 2)  # apart, so that bars stay visible
-                ax.errorbar(j, value, [value - low, high - value], label=label, capsize=2, linewidth=1.3, **style)
+                apart = j + 0.05 * (i - (len(names) - 1) / 2)  # so that all bars stay visible
+                ax.errorbar(apart, value, [value - low, high - value], label=label, capsize=2, linewidth=1.3, **style)
             ax.set(xlabel="j, number of adjacent classes", ylim=(0, 1.04))
             ax.set_xticks(range(1, top + 1))
             legend_below(ax)
         axes[0].set_ylabel("mean purity of the top j classes")
-        headline(fig, "Share of the reached rays whose boundary belongs to the j most frequent classes, 95 % intervals")
+        spread = f"95 % bootstrap bands ({bootstrap})" if bootstrap else "95 % intervals"
+        headline(fig, f"Share of the reached rays whose boundary belongs to the j most frequent classes, {spread}")
     return fig
 
 
@@ -140,6 +153,13 @@ def _sorted_curve(
     if first < rays:
         ax.plot(rank[dashed], curve[dashed], linestyle=(0, (4, 2)), label="_dashed", color=style["color"])
     if bootstrap:
-        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=bootstrap) / n
-        low, high = np.quantile(weights @ capped, [0.025, 0.975], axis=0)
+        low, high = _resampled(capped, bootstrap, seed)
         ax.fill_between(rank, low, high, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _resampled(values: Floats, bootstrap: int, seed: int) -> tuple[Floats, Floats]:
+    """Return the percentile bootstrap's 95 % interval of the means (M,) of `values` (N, M) over images."""
+    n = len(values)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=bootstrap) / n
+    low, high = np.quantile(weights @ values, [0.025, 0.975], axis=0)
+    return low, high
