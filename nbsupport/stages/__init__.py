@@ -11,6 +11,7 @@ from nbsupport.stages.geometry import audit_table, geometry_table, measure_geome
 from nbsupport.stages.indicators import attack_warnings
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
 from nbsupport.stages.nearest import nearest_table
+from nbsupport.stages.other_regions import other_regions_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import slice_through
@@ -56,6 +57,7 @@ __all__ = [
     "load_votes",
     "measure_geometry",
     "nearest_table",
+    "other_regions_table",
     "own_scores",
     "probe_examples",
     "region_accuracy",
