@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import boundary, checks
+from nbsupport import boundary, checks, runtime, stages
 from nbsupport.labels import Labeller
+from nbsupport.store import Run
 
 
 class Net(nn.Module):
@@ -153,3 +154,26 @@ def test_logits_of_any_batch_that_are_not_finite_are_counted(
     for call in (label, label.logits):
         with pytest.raises(ValueError, match=r"expected finite logits from the model, got \d{4,} NaN"):
             call(image, point, scale)
+
+
+@pytest.mark.slow
+def test_mixed_labels_are_float32s_on_100000_points_half_of_them_at_a_boundary(smoke: Run) -> None:
+    model, test = stages.load_model(smoke, "normal"), stages.evaluation_data(smoke, limit=100)
+    g = torch.Generator().manual_seed(1)
+    directions = boundary.directions(64, 64, negate=True, generator=g)
+    found = boundary.probe(model, test.x, directions, [0.01 * (i + 1) for i in range(99)], search="refine")
+    image, point = found.reached.nonzero().T
+    crossing = torch.randint(len(image), (50_000,), generator=g)
+    nearby = found.distance[image[crossing], point[crossing]] * (1 + 2e-3 * torch.rand(50_000, generator=g) - 1e-3)
+    anywhere = torch.randint(100, (50_000,), generator=g), torch.randint(128, (50_000,), generator=g)
+    rows = (
+        torch.cat((image[crossing], anywhere[0])),
+        torch.cat((point[crossing], anywhere[1])),
+        torch.cat((nearby.float(), 0.99 * torch.rand(50_000, generator=g))),
+    )
+    with runtime.frozen(model):
+        exact = Labeller(model, test.x, directions)(*rows)
+        mixed = Labeller(model, test.x, directions, precision="mixed", reach=0.99)
+        assert torch.equal(mixed(*rows), exact)
+        mixed.bound = 0.0  # without confirmation some would differ: the points are as hard as they are meant to be
+        assert (mixed(*rows) != exact).sum() > 100
