@@ -7,6 +7,8 @@ import math
 import operator
 from collections.abc import Iterable
 
+_FEW = 12  # options that are read at a glance
+
 
 def number(value: float, *, name: str, low: float = 0.0, open_low: bool = False, high: float = math.inf) -> None:
     """Raise ValueError unless `value` is finite and in [low, high] (above `low` with `open_low`)."""
@@ -38,4 +40,6 @@ def choice(value: str, allowed: Iterable[str], *, name: str) -> None:
     if value not in options:
         close = difflib.get_close_matches(str(value), options, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if len(options) > _FEW:  # first what helps, then the list
+            raise ValueError(f"expected a known {name}, got {value!r}{hint}; known are {', '.join(options)}")
         raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}{hint}")

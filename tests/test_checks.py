@@ -168,3 +168,11 @@ def test_choices_are_accepted():
 def test_choices_are_refused_with_the_close_matches(value, message):
     with pytest.raises(ValueError, match=message):
         checks.choice(value, (option for option in ("scan", "bracket")), name="search")
+
+
+def test_of_many_choices_the_close_match_comes_before_the_list():
+    many = [f"name{i}" for i in range(30)]
+    with pytest.raises(
+        ValueError, match=r"^expected a known parameter, got 'name300'; did you mean .*; known are name0, "
+    ):
+        checks.choice("name300", many, name="parameter")
