@@ -41,5 +41,7 @@ def choice(value: str, allowed: Iterable[str], *, name: str) -> None:
         close = difflib.get_close_matches(str(value), options, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         if len(options) > _FEW:  # first what helps, then the list
-            raise ValueError(f"expected a known {name}, got {value!r}{hint}; known are {', '.join(options)}")
+            raise ValueError(
+                f"expected {name} to be one of {len(options)}, got {value!r}{hint}; these are {', '.join(options)}"
+            )
         raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}{hint}")
