@@ -172,7 +172,6 @@ def test_choices_are_refused_with_the_close_matches(value, message):
 
 def test_of_many_choices_the_close_match_comes_before_the_list():
     many = [f"name{i}" for i in range(30)]
-    with pytest.raises(
-        ValueError, match=r"^expected a known parameter, got 'name300'; did you mean .*; known are name0, "
-    ):
+    message = r"^expected parameter to be one of 30, got 'name300'; did you mean .*; these are name0, name1, "
+    with pytest.raises(ValueError, match=message):
         checks.choice("name300", many, name="parameter")

@@ -64,7 +64,7 @@ def test_parameters_name_the_folder_and_reach_the_run(here: Path) -> None:
         (("status", "absent"), "does not exist"),
         (("status", "."), "is not a run folder: it holds no run.json"),
         (("sweep", "absent.yaml"), "does not exist"),
-        (("bench", "everything"), "'attacks', 'boundary', 'region', 'all'"),
+        (("bench", "everything"), "'attacks', 'boundary', 'region', 'published', 'all'"),
         (("bench", "region", "--images", "0"), "0 is not in the range x>=1"),
         (("bench", "region", "--model", "absent"), "does not exist"),
         (("walk",), "No such command"),
