@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import same_color, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
@@ -128,6 +129,21 @@ def panels(original: SimpleNamespace, adversarial: SimpleNamespace, **changes: A
     return plots.instance_panels(original, adversarial, **{**known, **changes})
 
 
+def views(**changes: Any) -> Figure:
+    known: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "directions": (PLANE[0], PLANE[1])}
+    known |= {"points": {"benign": (0, 0), "OPTMARGIN-authors": (0.3, 0)}, "radius": 0.15, "classes": CLASSES}
+    known |= {"views": [(0.31, 0.0), (0.29, 0.01), (0.3, 0.2)], "view_labels": [1, 1, 4]}
+    return plots.slice_with_views(**{**known, **changes})
+
+
+def live(**changes: Any) -> Figure:
+    known = {"image": GREY[0], "logits": np.eye(10)[3] * 9, "title": "share 0.5, RMS 0.0217", "classes": CLASSES}
+    known |= {"radius": 0.15, "last": 0.6, "counts": np.eye(10)[3] * 40, "share": (0.9, 1.0), "profile": INSTANCE}
+    return plots.live_panels(**{**known, **changes})
+
+
+BAND = np.quantile(np.sort(DISTANCE.numpy(), 1), [0.1, 0.5, 0.9], axis=0, method="higher")
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "montage": montage,
     "montage_rgb": lambda: montage(images=RGB),
@@ -156,6 +172,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "panels": lambda: panels(version(GREY[0]), version(X_ADV["FGSM"][0], score=0.97)),
     "panels_rgb": lambda: panels(version(RGB[0]), version(RGB[1]), pixel_max=255),
+    "panels_band": lambda: panels(version(GREY[0]), version(X_ADV["FGSM"][0], score=0.97), band=BAND, pixel_max=255),
+    "views": views,
+    "views_many_classes": lambda: views(labels=np.arange(41 * 41).reshape(41, 41) // 169, pixel_max=255),
+    "views_one_point": lambda: views(points={"benign": (0, 0)}, second="a view of OPTMARGIN"),
+    "live": lambda: live(pixel_max=255),
+    "live_begins": lambda: live(image=RGB[0], counts=None, profile=None),
     "panels_no_change": lambda: panels(version(GREY[0], score=None), version(GREY[0], **NOTHING)),
     "panels_nothing_stored": lambda: panels(
         version(GREY[0], **NOTHING), version(GREY[1], **NOTHING), absent={"votes": "the vote is missing; " * 4}
@@ -571,6 +593,19 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "twice": (lambda: plots.error_rates(pd.concat([detector_table()] * 2)), "got two for normal, FGSM, FGSM"),
     "no score": (lambda: plots.roc({}), "at least one entry in scores"),
     "verdict": (lambda: plots.claims_overview(CLAIMS.replace("holds", "hold")), "did you mean 'holds'"),
+    "band": (
+        lambda: panels(version(GREY[0]), version(GREY[1]), band=BAND[:2]),
+        r"band of shape \(3, 20\), got \(2, 20\)",
+    ),
+    "views": (lambda: views(views=[(0, 0, 0)]), r"views of shape \(V, 2\), got \(1, 3\)"),
+    "view labels": (lambda: views(view_labels=[1, 1, 10]), "view_labels from 0 to 9"),
+    "view grid": (lambda: views(labels=REGIONS[1:]), r"labels of shape \(41, 41\), got \(40, 41\)"),
+    "no point": (lambda: views(points={}), "at least one entry in points"),
+    "view radius": (lambda: views(radius=0), "expected radius above 0"),
+    "live radius": (lambda: live(radius=0), "expected radius above 0"),
+    "live last": (lambda: live(last=0), "expected last above 0"),
+    "live logits": (lambda: live(logits=[1.0, 2.0]), r"logits of shape \(10,\), got \(2,\)"),
+    "live image": (lambda: live(image=GREY), r"image of shape \(C, H, W\)"),
     "rays": (lambda: plots.detector_architecture(rays=35), "expected rays as a whole number of at least 36"),
 }
 
@@ -588,13 +623,46 @@ def test_panels_state_difference_votes_rays_and_score() -> None:
     said = texts(fig)
     assert f"RMS {255 * float((x_adv - x).double().square().mean().sqrt()):.4g}" in said
     assert "difference x 10" in said  # 0.06 * 10 is in the scale, 0.06 * 20 is not
-    assert "detector: benign 0.30, attacked 0.97" in said
+    assert "detector\nbenign 0.30, attacked 0.97" in said
     assert "OPTMARGIN-authors, n=100" in said
     votes = next(ax for ax in fig.axes if "votes" in ax.get_title(loc="left"))
     assert [bar.get_height() for bar in votes.patches[10:]] == pytest.approx([0, 0, 0.12, 0.8, 0, 0, 0, 0, 0, 0.08])
     purity = next(ax for ax in fig.axes if ax.get_title() == "purity")
     assert [bar.get_height() for bar in purity.patches] == pytest.approx(2 * PURITY[0].tolist())
     assert sum("of 20 reach a boundary" in ax.get_xlabel() for ax in fig.axes) == 2
+
+
+def test_panels_draw_sorted_distances_over_the_band_of_benign_images() -> None:
+    near = SimpleNamespace(center=INSTANCE.center, distance=DISTANCE[1:2] / 2, adjacent=INSTANCE.adjacent)
+    fig = panels(version(GREY[0]), version(GREY[1], profile=near), band=BAND, pixel_max=255)
+    ax = next(ax for ax in fig.axes if ax.get_title(loc="left") == "sorted distances")
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    np.testing.assert_allclose(drawn["benign"], 255 * np.minimum(np.sort(DISTANCE[0]), 0.6))
+    np.testing.assert_allclose(drawn["OPTMARGIN-authors"], 255 * np.minimum(np.sort(DISTANCE[1] / 2), 0.6))
+    (area,) = [artist for artist in ax.collections if isinstance(artist, PolyCollection)]
+    corners = area.get_paths()[0].vertices
+    for rank in range(1, 21):
+        low, high = 255 * np.minimum(BAND[[0, 2], rank - 1], 0.6)
+        at = corners[corners[:, 0] == rank, 1]
+        assert (at.min(), at.max()) == pytest.approx((low, high))
+
+
+def test_views_are_drawn_where_they_are_and_counted_by_their_own_class() -> None:
+    fig = views(pixel_max=10)
+    lines = {line.get_label(): line for line in fig.axes[0].lines}
+    np.testing.assert_allclose(lines["views of class automobile: 2"].get_xydata(), [(3.1, 0), (2.9, 0.1)])
+    np.testing.assert_allclose(lines["views of class deer: 1"].get_xydata(), [(3, 2)])
+    np.testing.assert_allclose(lines["OPTMARGIN-authors"].get_xydata(), [(3, 0)])
+    corners = plots.hypercube_outline(PLANE[0], PLANE[1], 0.15) * 10 + (3, 0)
+    (outline,) = [patch for patch in fig.axes[0].patches if isinstance(patch, Polygon)]
+    np.testing.assert_allclose(outline.get_xy()[:-1], corners)
+
+
+def test_live_panels_state_the_two_most_likely_classes() -> None:
+    said = texts(live(logits=np.log(np.array([0.1, 0, 0, 0.5, 0, 0, 0.4, 0, 0, 0]) + 1e-12)))
+    assert "cat: 50.0 %\nfrog: 40.0 %" in said
+    assert "not counted yet" in texts(live(counts=None))
+    assert "no ray yet" in texts(live(profile=None))
 
 
 def test_panels_of_many_classes_show_those_with_votes() -> None:

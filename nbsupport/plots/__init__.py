@@ -15,10 +15,12 @@ from nbsupport.plots.explorer import instance_panels
 from nbsupport.plots.geometry import triple_cells
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import instance_boundary
+from nbsupport.plots.live import live_panels
 from nbsupport.plots.region import region_accuracy
 from nbsupport.plots.schematic import decision_regions, detector_architecture
 from nbsupport.plots.slices import hypercube_outline, slice_with_hypercube
 from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour
+from nbsupport.plots.views import slice_with_views
 
 __all__ = [
     "EXAMPLES",
@@ -37,6 +39,7 @@ __all__ = [
     "hypercube_outline",
     "instance_boundary",
     "instance_panels",
+    "live_panels",
     "montage",
     "nothing_to_show",
     "pixel_values",
@@ -45,6 +48,7 @@ __all__ = [
     "rms_examples",
     "roc",
     "slice_with_hypercube",
+    "slice_with_views",
     "training_curves",
     "triple_cells",
     "variants_side_by_side",

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from nbsupport import checks
 from nbsupport.plots import arrays
-from nbsupport.plots.arrays import Floats, VersionLike
+from nbsupport.plots.arrays import Floats, Values, VersionLike
 from nbsupport.plots.instance import draw_rays, legend_handles
-from nbsupport.plots.style import Picture, broken, examples_colour, examples_style, figure, house_style, unit
+from nbsupport.plots.style import Picture, broken, figure, house_style, unit
 from nbsupport.plots.tiles import as_picture, difference_tile
+from nbsupport.plots.version_panels import draw_purity, draw_score, draw_sorted, draw_votes, leave_empty, short
 
-WIDTH, HEIGHT = 10.0, 7.5  # inches
-_CLASSES = 12  # shown in the vote, at most
-_BAR = 0.36
+WIDTH, HEIGHT = 9.0, 8.5  # inches
 
 
 def instance_panels(
@@ -34,10 +30,13 @@ def instance_panels(
     radius: float,
     last: float,
     threshold: float = 0.5,
+    band: Values | None = None,
     pixel_max: float = 1.0,
     absent: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return an image and its adversarial version: difference, votes, rays, purity and detector score.
+
+    The sorted distances are drawn over what is usual for benign images of the model.
 
     Parameters
     ----------
@@ -55,6 +54,8 @@ def instance_panels(
         The last magnitude searched along a ray, in [0, 1] units.
     threshold
         From which score on the detector calls an image adversarial.
+    band
+        (3, K) the 10, 50 and 90 % quantiles over benign images at each rank of the sorted distances, [0, 1] units.
     pixel_max
         Lengths are drawn in units of [0, pixel_max].
     absent
@@ -73,14 +74,19 @@ def instance_panels(
     checks.number(last, name="last", open_low=True)
     checks.number(threshold, name="threshold", high=1.0)
     why, versions = absent or {}, {"benign": original, name: adversarial}
-    with house_style():
+    # Titles at fixed places: looking for room above every panel takes a fifth of a redraw.
+    with house_style(), matplotlib.rc_context({"axes.titley": 1.0}):
         fig = figure(HEIGHT, width=WIDTH, layout="none")  # places are in inches: no layout to solve at every redraw
         fig.text(0.015, 1 - 0.1 / HEIGHT, broken(title, WIDTH, 12), va="top", fontsize=10.5)
         _images(fig, versions, classes, pixel_max)
-        _votes(_axes(fig, 6.0, 5.05, 3.8, 1.35), versions, classes, why.get("votes", "no vote on this image"))
-        _rays(fig, versions, classes, radius, last, pixel_max, why.get("profiles", "this image was not probed"))
-        _purity(_axes(fig, 7.35, 2.9, 2.45, 1.2), versions, why.get("profiles", "this image was not probed"))
-        _score(_axes(fig, 7.35, 1.5, 2.45, 0.5), versions, threshold, why.get("detectors", "no score of this image"))
+        votes, rays = why.get("votes", "no vote on this image"), why.get("profiles", "this image was not probed")
+        draw_votes(_axes(fig, 5.4, 6.2, 3.4, 1.25), versions, classes, votes)
+        _rays(fig, versions, classes, radius, last, pixel_max, rays)
+        draw_sorted(_axes(fig, 0.85, 0.5, 3.6, 1.3), versions, band, last, pixel_max, rays)
+        draw_purity(_axes(fig, 4.95, 0.5, 1.7, 1.6), versions, rays)
+        draw_score(
+            _axes(fig, 7.05, 0.7, 1.75, 1.2), versions, threshold, why.get("detectors", "no score of this image")
+        )
     return fig
 
 
@@ -94,14 +100,14 @@ def _images(fig: Picture, versions: Mapping[str, VersionLike], classes: Sequence
     drawn = []
     for name, version in versions.items():
         pictures.append(arrays.images(version.image, name=f"the image of {name}", shape=_like(pictures)))
-        says = "" if version.label is None else f"\nsays {_short(classes[version.label])}"
+        says = "" if version.label is None else f"\nsays {short(classes[version.label])}"
         drawn.append((as_picture(pictures[-1]), f"{name}{says}", "gray"))
     x, x_adv = pictures
     magnify = _magnification(float(np.abs(x_adv - x).max()))
     caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * pixel_max:.4g}"
     drawn.append((difference_tile(x, x_adv, magnify).picture, caption, "RdBu_r"))
     for i, (picture, caption, colours) in enumerate(drawn):
-        ax = _axes(fig, 0.15 + 1.75 * i, 4.9, 1.6, 1.55)
+        ax = _axes(fig, 0.15 + 1.6 * i, 6.1, 1.45, 1.45)
         ax.imshow(picture, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.set_title(caption, fontsize=9.5)
@@ -120,37 +126,6 @@ def _magnification(largest: float) -> float:
     return max((step for step in steps if step * largest <= 1), default=1.0)
 
 
-def _votes(ax: Axes, versions: Mapping[str, VersionLike], classes: Sequence[str], why: str) -> None:
-    found = {}
-    for name, version in versions.items():
-        if version.counts is not None:
-            found[name] = arrays.floats(version.counts, name=f"counts of {name}", shape=(len(classes),))
-    if not found:
-        return _empty(ax, "vote", why)
-    order = np.argsort(-np.sum([counts / counts.sum() for counts in found.values()], axis=0), kind="stable")
-    shown = np.sort(order[:_CLASSES])
-    for i, (name, counts) in enumerate(found.items()):
-        place = np.arange(len(shown)) + _BAR * (i - 0.5)
-        share = counts / counts.sum()
-        ax.bar(place, share[shown], _BAR, **_bar(name))
-        interval = versions[name].share
-        if interval is not None:
-            winner = int(np.flatnonzero(shown == counts.argmax())[0])
-            value = share.max()
-            error = np.clip([[value - interval[0]], [interval[1] - value]], 0, None)
-            ax.errorbar(place[winner], value, error, fmt="none", color="#d55e00", capsize=3, linewidth=1.5)
-    names = [_short(classes[label]) for label in shown]
-    slanted: dict[str, Any] = {"rotation": 35, "ha": "right"} if max(map(len, names)) > 3 else {}
-    ax.set_xticks(range(len(shown)), names, **slanted)
-    ax.grid(axis="x", visible=False)
-    ax.set_ylim(0, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_title("share of the votes, interval of the winner", loc="left", pad=22)
-    handles = [Patch(**_bar(name), label=f"{name}, n={counts.sum():.0f}") for name, counts in found.items()]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, borderaxespad=0.0)
-    return None
-
-
 def _rays(
     fig: Picture,
     versions: Mapping[str, VersionLike],
@@ -164,9 +139,9 @@ def _rays(
     seen: set[int] = set()
     censored = False
     for i, (name, version) in enumerate(versions.items()):
-        ax = _axes(fig, 0.75 + 2.95 * i, 1.5, 2.75, 2.6)
+        ax = _axes(fig, 0.85 + 4.1 * i, 3.75, 3.9, 1.9)
         if version.profile is None:
-            _empty(ax, f"rays, {name}", why)
+            leave_empty(ax, f"rays, {name}", why)
             continue
         found = draw_rays(ax, version.profile, title=name, classes=classes, line=line, last=last, pixel_max=pixel_max)
         seen |= found.seen
@@ -174,7 +149,7 @@ def _rays(
         ax.set_title(f"rays, {name}")
         ax.set_xlabel(f"rank of the ray\n{found.reached} of {found.rays} reach a boundary")
         if i == 0:
-            ax.set_ylabel(f"distance (RMS, {unit(pixel_max)})")
+            ax.set_ylabel(f"distance\n(RMS, {unit(pixel_max)})")
         elif versions["benign"].profile is not None:
             ax.tick_params(labelleft=False)
     if seen or censored:
@@ -182,66 +157,11 @@ def _rays(
             handles=legend_handles(
                 seen, censored=censored, classes=classes, radius=radius, last=last, pixel_max=pixel_max
             ),
-            loc="lower center",
-            ncols=7,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 3.14 / HEIGHT),
+            ncols=6,
             frameon=False,
             title="class beyond the boundary",
             columnspacing=1.2,
             handletextpad=0.4,
         )
-
-
-def _purity(ax: Axes, versions: Mapping[str, VersionLike], why: str) -> None:
-    found = {}
-    for name, version in versions.items():
-        if version.purity is not None:
-            found[name] = arrays.floats(version.purity, name=f"purity of {name}", shape=("top",))
-    if not found:
-        return _empty(ax, "purity", why)
-    for name, values in found.items():
-        place = np.arange(len(values)) + _BAR * (list(versions).index(name) - 0.5)
-        ax.bar(place, values, _BAR, **_bar(name))
-    top = max(map(len, found.values()))
-    ax.set_xticks(range(top), [f"top {j + 1}" for j in range(top)])
-    ax.grid(axis="x", visible=False)
-    ax.set_ylim(0, 1.03)
-    ax.set_title("purity")
-    return None
-
-
-def _score(ax: Axes, versions: Mapping[str, VersionLike], threshold: float, why: str) -> None:
-    found = {name: version.score for name, version in versions.items() if version.score is not None}
-    if not found:
-        return _empty(ax, "detector", why)
-    for i, (name, score) in enumerate(found.items()):
-        ax.plot(
-            [score], [len(found) - i], linestyle="none", markersize=8, clip_on=False, zorder=3, **examples_style(name)
-        )
-    ax.axvline(threshold, color="black", linestyle="--", linewidth=1.2)
-    ax.set(xlim=(0, 1), ylim=(0.4, len(found) + 0.6), yticks=[])
-    ax.set_xlabel(f"score; adversarial from {threshold:g} on")
-    ax.set_title("detector: " + ", ".join(f"{_version(name)} {score:.2f}" for name, score in found.items()))
-    return None
-
-
-def _version(name: str) -> str:
-    return "benign" if name == "benign" else "attacked"
-
-
-def _bar(name: str) -> dict[str, Any]:
-    colour = examples_colour(name)
-    return {"facecolor": "white" if name == "benign" else colour, "edgecolor": colour, "linewidth": 1.1}
-
-
-def _empty(ax: Axes, title: str, why: str) -> None:
-    """Leave `ax` empty but for the reason."""
-    inches = ax.get_position().width * WIDTH
-    ax.set_title(title)
-    ax.set(xticks=[], yticks=[])
-    ax.text(
-        0.5, 0.5, textwrap.fill(why, int(11 * inches)), transform=ax.transAxes, ha="center", va="center", color="0.3"
-    )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 10 else f"{name[:9]}."

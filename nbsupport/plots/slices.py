@@ -120,7 +120,7 @@ def slice_with_hypercube(
     with house_style():
         fig = figure(5.4, width=8.2, layout="compressed")
         ax = fig.subplots()
-        _regions(ax, grid, a * scale[0], b * scale[1], pale, classes, equal=bool(np.isclose(*scale)))
+        draw_regions(ax, grid, a * scale[0], b * scale[1], pale, classes, equal=bool(np.isclose(*scale)))
         handles: list[Line2D | Patch] = [
             Patch(facecolor=pale[label], edgecolor="0.5", label=classes[label]) for label in np.unique(grid)
         ]
@@ -178,7 +178,7 @@ def _shares(grid: Integers, a: Floats, b: Floats, u: Values, v: Values, radius: 
     return f"n={votes.sum()}\n{largest}"
 
 
-def _regions(
+def draw_regions(
     ax: Axes,
     grid: Integers,
     a: Floats,

@@ -10,11 +10,12 @@ from nbsupport.stages.evasion import evasion_table
 from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
 from nbsupport.stages.indicators import attack_warnings
 from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
+from nbsupport.stages.live import RAYS, Live, look_between, save_live
 from nbsupport.stages.nearest import nearest_table
 from nbsupport.stages.other_regions import other_regions_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
-from nbsupport.stages.slices import slice_through
+from nbsupport.stages.slices import THIRDS, ViewSlice, slice_through, slice_with_views
 from nbsupport.stages.stability import stability_table
 from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
 from nbsupport.stages.training import train_models
@@ -23,14 +24,18 @@ from nbsupport.stages.training_accuracy import accuracy_table
 __all__ = [
     "FILTERS",
     "MODELS",
+    "RAYS",
+    "THIRDS",
     "THRESHOLD",
     "Examples",
     "Gallery",
     "Instances",
+    "Live",
     "Single",
     "Stored",
     "Trial",
     "Version",
+    "ViewSlice",
     "Votes",
     "accuracy_table",
     "attack_models",
@@ -55,6 +60,7 @@ __all__ = [
     "load_model",
     "load_profiles",
     "load_votes",
+    "look_between",
     "measure_geometry",
     "nearest_table",
     "other_regions_table",
@@ -64,7 +70,9 @@ __all__ = [
     "region_table",
     "run_directions",
     "run_distortions",
+    "save_live",
     "slice_through",
+    "slice_with_views",
     "stability_table",
     "train_models",
     "training_data",

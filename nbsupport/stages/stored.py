@@ -96,6 +96,8 @@ class Stored:
         Of the words "votes", "profiles" and "detectors", those not stored -> what is missing and what makes it.
     classes, pixel_max
         Of the test images.
+    run, settings
+        The run and its parameters.
 
     Raises
     ------
@@ -109,7 +111,7 @@ class Stored:
 
     def __init__(self, run: Run) -> None:
         self.absent: dict[str, str] = {}
-        self.settings = run.settings
+        self.run, self.settings = run, run.settings
         try:
             self.examples: Mapping[tuple[str, str], Examples] = load_examples(run)
             self.votes: Mapping[tuple[str, str], Votes] = self._optional("votes", load_votes, run)
@@ -126,6 +128,7 @@ class Stored:
         self.classes, self.pixel_max = test.classes, test.pixel_max
         self._trained_on = training_part(run.settings)
         self._scores: dict[tuple[str, str, str], Tensor] = {}
+        self._bands: dict[str, Tensor] = {}
 
     def _optional(
         self, kind: str, load: Callable[[Run], dict[tuple[str, str], T]], run: Run
@@ -153,13 +156,33 @@ class Stored:
             self._scores[key] = self.detectors[model, attack].score(profile)
         return index, self._scores[key]
 
-    def select(self, model: str, attack: str, condition: str) -> Tensor:
+    def band(self, model: str) -> Tensor | None:
+        """Return the 10, 50 and 90 % quantiles (3, K) over the benign images of `model` at each rank of their rays.
+
+        Rays without a boundary count as infinitely long; each quantile is a distance that occurs. None where no benign
+        image was probed.
+        """
+        if (model, BENIGN) not in self.profiles:
+            return None
+        if model not in self._bands:
+            distance = self.profiles[model, BENIGN][1].distance.double().sort(1).values
+            shares = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+            self._bands[model] = distance.quantile(shares, 0, interpolation="higher")
+        return self._bands[model]
+
+    def select(self, model: str, attack: str, condition: str, y: int | None = None) -> Tensor:
         """Return the rows of examples[model, attack] that fulfil `condition`, one of FILTERS; in the order to show.
 
         As in the tables, images that the model misclassifies without an attack count neither as failed nor as voted
-        wrongly, and only probed successes can be missed by the detector.
+        wrongly, and only probed successes can be missed by the detector. `y`: only images of this true class.
         """
         checks.choice(condition, FILTERS, name="condition")
+        if y is not None:
+            checks.count(y, name="y", low=0)
+        rows = self._fulfilling(model, attack, condition)
+        return rows if y is None else rows[self.examples[model, attack].y[rows] == y]
+
+    def _fulfilling(self, model: str, attack: str, condition: str) -> Tensor:
         found = self.examples[model, attack]
         correct, success = found.result.correct, found.result.success
         if condition == "largest":

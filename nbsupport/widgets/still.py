@@ -1,0 +1,81 @@
+"""What stands in place of a widget, or beside it, where no kernel is alive."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gc
+import html
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import IPython
+import ipywidgets
+from IPython.display import display
+from matplotlib.figure import Figure
+
+DPI = 90
+
+
+class Still:
+    """A picture, where there is one, and text; shown in a notebook without any widget."""
+
+    def __init__(self, text: str, picture: bytes | None = None) -> None:
+        self.text, self.picture = text, picture
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_png_(self) -> bytes | None:
+        return self.picture
+
+    def as_html(self) -> str:
+        """Return it as HTML, folded up."""
+        encoded = base64.b64encode(self.picture or b"").decode()
+        said = f'<pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>'
+        shown = f'<img alt="{html.escape(self.text)}" src="data:image/png;base64,{encoded}"/>' if encoded else ""
+        return f"<details><summary>As first shown, for readers without a kernel</summary>{said}{shown}</details>"
+
+
+class StillBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """A box that leaves a `Still` beside itself in the notebook, which a reader without a kernel can open."""
+
+    def __init__(self, children: Sequence[ipywidgets.Widget], still: Still) -> None:
+        super().__init__(children)
+        self.still = still
+
+    def _ipython_display_(self) -> None:
+        show: Any = display
+        show(self._repr_mimebundle_(), raw=True)
+        show({"text/html": self.still.as_html(), "text/plain": self.still.text}, raw=True)
+
+
+def headless() -> bool:
+    """Return whether a kernel runs for a program such as papermill: for one that cannot answer a question.
+
+    Every request to execute a cell says whether the sender can; JupyterLab, Jupyter Notebook and editors can.
+    """
+    kernel: Any = getattr(IPython.get_ipython(), "kernel", None)
+    if kernel is None:
+        return False
+    return not kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
+
+
+def png(figure: Figure) -> bytes:
+    """Return `figure` as a PNG for a notebook's width."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off garbage collection: a full one, caused by every fourth figure or so, doubles the time of its redraw."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
