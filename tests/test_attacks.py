@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nbsupport import attacks
+from nbsupport.attacks import objective
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 
@@ -441,6 +442,29 @@ def test_mixed_precision_accepts_only_what_float32_confirms(attack):
     assert torch.equal(mixed.success, exact.success)
     assert (predicted(model, mixed.x_adv) != y)[mixed.success].all()
     assert mixed.rms.mean().item() == pytest.approx(exact.rms.mean().item(), rel=0.05)
+
+
+@each(MINIMUM_NORM)
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_skipping_rows_changes_no_result(attack, precision, monkeypatch):
+    model, x = small_cnn(), torch.rand(16, *SHAPE, generator=seeded())
+    y = predicted(model, x)
+    skipping = attack(model, x, y, precision=precision)
+    monkeypatch.setattr(objective, "_picks_rows", lambda x: False)  # as on a GPU
+    whole = attack(model, x, y, precision=precision)
+    assert torch.equal(skipping.success, whole.success)
+    torch.testing.assert_close(skipping.rms, whole.rms, rtol=0.01, atol=1e-6)
+    assert skipping.backwards.sum() <= whole.backwards.sum()
+
+
+def test_a_view_that_is_across_costs_no_backward_pass():
+    model, x = half_space(offset=0.5), interior_images(12)
+    y = predicted(model, x)
+    counted = Counting(model)
+    found = attacks.carlini_wagner_l2(counted, x, y, steps=200, search_steps=2, initial_const=100.0)
+    assert found.success.all()
+    assert counted.backwards == int(found.backwards.sum())
+    assert (found.backwards < 0.75 * found.forwards).all()
 
 
 # Errors

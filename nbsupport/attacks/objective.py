@@ -42,6 +42,11 @@ def smooth_gaps(logits: Tensor, label: Tensor, temperature: Tensor, *, targeted:
     return soft - own if targeted else own - soft
 
 
+def _picks_rows(x: Tensor) -> bool:
+    """Return whether to evaluate chosen rows only: on a GPU the choice would make the host wait at every step."""
+    return x.device.type == "cpu"
+
+
 def across(gap: Tensor, confidence: float = 0.0) -> Tensor:
     """Return which gaps lie beyond the boundary: at most -confidence, and strictly below 0."""
     return (gap <= -confidence) & (gap < 0)
@@ -81,12 +86,11 @@ class Objective:
     def confirmed(self, found: Tensor, x: Tensor, label: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
         """Return which of the images `found` (N,) are across by `confidence` in float32 too, and the passes (N,) spent.
 
-        A search in float32 has looked already. On a CPU only the images found are looked at again; on a GPU, where to
-        choose them is to wait for the device, all are.
+        A search in float32 has looked already. On a CPU only the images found are looked at again, on a GPU all.
         """
         if self.precision == "float32":
             return found, torch.zeros_like(label)
-        if x.device.type != "cpu":
+        if not _picks_rows(x):
             across_too = across(self.gaps(x, label, slack=ROUNDING), confidence).all(1)
             return found & across_too, torch.full_like(label, self.count)
         confirmed = found.clone()
@@ -97,9 +101,9 @@ class Objective:
     def hinge(self, x: Tensor, label: Tensor, confidence: float, expected: Tensor) -> Descent:
         """Descend the sum of max(gap, -confidence) over the views.
 
-        A view that is across by `confidence` has no slope and needs no backward pass. On a CPU, where to choose rows
-        costs little, only the views `expected` (N, V) to have a slope build a graph, and those that turn out to have
-        one are caught up. On a GPU all views build a graph.
+        A view that is across by `confidence` has no slope and needs no backward pass. On a CPU only the views
+        `expected` (N, V) to have a slope build a graph, and those that turn out to have one are caught up. On a GPU
+        all views build a graph.
         """
         moved, labels = self._moved(x, label)
 
@@ -107,7 +111,7 @@ class Objective:
             return (~across(gap, confidence)).to(gap.dtype)  # a tie is not across: it pulls too
 
         forwards, backwards = torch.ones_like(labels), torch.ones_like(labels)
-        if x.device.type != "cpu":
+        if not _picks_rows(x):
             return self._descent(*self._gradient(moved, labels, slope), forwards, backwards)
         gap, pull = moved.new_zeros(len(moved)), torch.zeros_like(moved)
         with_graph, without = (mask.flatten().nonzero().squeeze(1) for mask in (expected, ~expected))
