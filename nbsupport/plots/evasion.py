@@ -50,7 +50,8 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
                 star = {"marker": "*", "markersize": 13, "markeredgecolor": BLACK, "markeredgewidth": 0.6}
                 colour = examples_colour(label.split(" ")[0])
                 _points(ax, row.to_frame().T, label=f"{label}, n={row['n']}", color=colour, linestyle="none", **star)
-            ax.set(ylim=(-0.05, 1.05), xlabel=f"mean RMS ({unit(pixel_max)})")
+            ax.margins(x=0.12)  # room for the number beside the last point
+            ax.set(ylim=(-0.06, 1.08), xlabel=f"mean RMS ({unit(pixel_max)})")
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes[0].set_ylabel("region accuracy (0: the vote is evaded)")
         handles, labels = axes[0].get_legend_handles_labels()

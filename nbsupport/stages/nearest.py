@@ -21,8 +21,8 @@ def nearest_table(run: Run, found: Mapping[tuple[str, str], Examples]) -> pd.Dat
 
     The rows are about the first images, which every attack was given, of these about the n that were attacked.
     `nearest_share`: the part of the images on which this attack was the nearest. `mean_rms` is over its own successes,
-    `mean_excess` the mean over these of its RMS divided by the least of all attacks, minus one; of the rows "best of
-    all" `mean_rms` is the mean of that least RMS. Lengths are in the data set's own units.
+    `mean_excess` is that mean over the mean of the least RMS on the same images, less one; of the rows "best of all"
+    `mean_rms` is the mean of that least RMS. Lengths are in the data set's own units.
     """
     pixel_max = evaluation_data(run, limit=1).pixel_max
     rows = []
@@ -32,7 +32,6 @@ def nearest_table(run: Run, found: Mapping[tuple[str, str], Examples]) -> pd.Dat
         best = best_of(list(results.values()))
         for name, result in {**results, "best of all": best}.items():
             own = result.success
-            excess = result.rms[own].double() / best.rms[own].double().clamp(min=1e-12) - 1
             rows.append(
                 {
                     "model": model,
@@ -41,7 +40,7 @@ def nearest_table(run: Run, found: Mapping[tuple[str, str], Examples]) -> pd.Dat
                     "success_rate": _mean(own[best.correct]),
                     "nearest_share": _mean((own & (result.rms == best.rms))[best.correct]),
                     "mean_rms": _mean(result.rms[own]) * pixel_max,
-                    "mean_excess": _mean(excess),
+                    "mean_excess": _mean(result.rms[own]) / _mean(best.rms[own]) - 1 if own.any() else math.nan,
                 }
             )
     return pd.DataFrame(rows)
