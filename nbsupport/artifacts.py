@@ -138,9 +138,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write the matplotlib `figure` to the PNG file `path`, whole or not at all; the figure stays open."""
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    """Write the matplotlib `figure` to the PNG or PDF file `path`, whole or not at all; the figure stays open.
+
+    Equal figures are equal files. In a PDF lines and text are vectors, the text in fonts that can be edited.
+    """
+    import matplotlib
+
+    kind = path.suffix[1:]
+    undated = {"png": "Software", "pdf": "CreationDate"}[kind]
+    with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata={undated: None})
 
 
 def file_digest(path: Path) -> str:

@@ -69,6 +69,8 @@ def begin(run_dir: Path, stage: str) -> None:
         for rel in entry["outputs"]:
             if rel in faults or not _is_artifact(rel):
                 (run_dir / rel).unlink(missing_ok=True)
+                if rel.endswith(".png"):  # the same figure
+                    (run_dir / rel).with_suffix(".pdf").unlink(missing_ok=True)
         entry["finished"] = None
 
     manifest.update(run_dir, change)

@@ -144,8 +144,10 @@ class Run:
             raise DamagedArtifact(path, f"unreadable: {error}") from None
 
     def write_figure(self, name: str, figure: Figure) -> Path:
-        """Store `figure` as figures/`name`.png and return its path."""
-        write_figure(path := self.path("figures", f"{name}.png"), figure)
+        """Store `figure` as figures/`name`.png and return its path; for papers it is stored as .pdf as well."""
+        path = self.path("figures", f"{name}.png")
+        for each in (path, path.with_suffix(".pdf")):
+            write_figure(each, figure)
         return path
 
     def require(self, rel: str, made_by: str) -> Path:

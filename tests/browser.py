@@ -36,7 +36,7 @@ def executable(playwright: Any) -> str:
     own = playwright.chromium.executable_path
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None) or own
     if not Path(found).is_file():
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed, nor playwright's own ({own})")
+        pytest.skip(f"no browser at {found}: install {NAMES[0]}, or name one in $CHROMIUM")
     return str(found)
 
 

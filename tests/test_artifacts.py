@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -123,10 +124,17 @@ def test_this_process_is_alive() -> None:
     assert not artifacts.alive(2**22 + 1)
 
 
-def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
+@pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_equal_figures_are_equal_files(tmp_path: Path, kind: str, begins: bytes) -> None:
+    before = dict(matplotlib.rcParams)
+    for name in ("a", "b"):
         figure = Figure()
         figure.subplots().plot(np.arange(3))
-        artifacts.write_figure(tmp_path / name, figure)
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    assert artifacts.file_digest(tmp_path / "a.png") == artifacts.file_digest(tmp_path / "b.png")
+        artifacts.write_figure(tmp_path / f"{name}.{kind}", figure)
+    first, second = (tmp_path / f"{name}.{kind}" for name in ("a", "b"))
+    assert first.read_bytes().startswith(begins)
+    assert first.read_bytes() == second.read_bytes()
+    assert dict(matplotlib.rcParams) == before
+    if kind == "pdf":
+        assert b"/Subtype /Type3" not in first.read_bytes()
+        assert b"/Subtype /Image" not in first.read_bytes(), "lines and text are vectors"

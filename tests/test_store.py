@@ -158,7 +158,10 @@ def test_missing_and_damaged_tables_are_told_apart(run: Run) -> None:
 
 
 def test_figures_are_stored(run: Run) -> None:
-    assert run.write_figure("four", Figure()).read_bytes().startswith(b"\x89PNG")
+    path = run.write_figure("four", Figure())
+    assert path == run.path("figures", "four.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert run.path("figures", "four.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_seconds_of_an_artifact(run: Run) -> None:
@@ -214,7 +217,7 @@ def test_beginning_again_leaves_nothing_that_passes_for_new(run: Run) -> None:
     run.begin("03_attacks")
     assert run.is_complete("03_attacks") == (False, [])
     assert not run.path("tables/03_attacks.csv").exists()
-    assert not run.path("figures/03_attacks.png").exists()
+    assert not list(run.path("figures").iterdir())
     assert run.path("attacks/a.safetensors").exists()  # intact, and verified when it is read
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 import shutil
@@ -20,6 +21,7 @@ import torch
 from nbsupport import journal, manifest, report, stages, store, widgets
 from nbsupport.stages import FILTERS, Stored
 from nbsupport.store import Run
+from nbsupport.widgets import still
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -36,6 +38,7 @@ class Driver:
     def __init__(self, box: Any) -> None:
         self.by = {part.description: part for part in parts(box) if getattr(part, "description", "")}
         self.texts = [part for part in parts(box) if isinstance(part, ipywidgets.HTML)]
+        self.bars = [part for part in parts(box) if isinstance(part, ipywidgets.IntProgress)]
         self.pictures = [part for part in parts(box) if isinstance(part, ipywidgets.Image)]
 
     def __call__(self, **values: Any) -> dict[str, str]:
@@ -230,6 +233,24 @@ def test_detectors_are_loaded_as_they_were_trained(smoke: Run) -> None:
     assert {Path(model, f"{name}.safetensors") for model, name in loaded} == trained
 
 
+def test_a_picture_stands_beside_the_widget_for_readers_without_a_kernel(
+    smoke: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(still, "display", lambda bundle, raw: shown.append(bundle))
+    for make in (widgets.instance_explorer, widgets.progress):
+        box: Any = make(smoke.dir)
+        box._ipython_display_()
+    explorer, beside, progress, text = shown
+    assert all("application/vnd.jupyter.widget-view+json" in bundle for bundle in (explorer, progress))
+    assert "widget" not in beside["text/html"]
+    (encoded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', beside["text/html"])
+    assert base64.b64decode(encoded).startswith(b"\x89PNG")
+    assert "OPTMARGIN on the normal model: test image" in beside["text/plain"]
+    assert report.status(smoke) == text["text/plain"]
+    assert "<img" not in text["text/html"]
+
+
 def test_nothing_is_written(explorer: Driver, smoke: Run) -> None:
     def state() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in smoke.dir.rglob("*") if path.is_file()}
@@ -339,16 +360,22 @@ def test_progress_tells_the_status_and_reads_it_again(copy: Path) -> None:
     writer = journal.Journal(copy)
     writer.report("03_attacks", "a <b> attack", 0, 9, event="started")
     time_passes = shown.data
-    writer.report("03_attacks", "a <b> attack", 3, 9, success=0.5)
+    writer.report("03_attacks", "a <b> attack", 3, 9, success=0.5, median_rms=0.125)
     assert shown.data == time_passes, "only the button reads again"
     shown.by["refresh"].click()
     assert (shown.data["stage"], shown.data["done"], shown.data["total"]) == ("03_attacks", "3", "9")
     assert shown.data["what"] == "a &lt;b&gt; attack"
     assert re.search(r"a <b> attack +3/9 images, .*/s, .* left, success 0\.5", shown.text)
+    assert (shown.data["success"], shown.data["median-rms"]) == ("0.5", "0.125")
+    assert float(shown.data["rate"]) > 0
+    assert float(shown.data["left"]) == pytest.approx(6 / float(shown.data["rate"]), rel=1e-4)
+    (bar,) = shown.bars
+    assert (bar.value, bar.max, bar.description) == (3, 9, "a <b> attack: 3 of 9 images")
     (copy / manifest.NAME).unlink()
     shown.by["refresh"].click()
     assert shown.data == {"state": "error"}
     assert "is not a run folder" in shown.text
+    assert bar.layout.display == "none"
 
 
 def test_progress_of_a_run_that_has_not_begun(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ class Panels(Driver):
         box: Any = widgets.instance_explorer(run_dir)
         super().__init__(box)
         self.sliders = [part for part in parts(box) if part.__class__.__name__ == "FloatSlider"]
-        self.bars = [part for part in parts(box) if part.__class__.__name__ == "IntProgress"]
 
     def says(self, kind: str) -> dict[str, str]:
         (tag,) = [tag for text in self.texts for tag in re.findall(rf'<span class="{kind}"[^>]*>', text.value)]
