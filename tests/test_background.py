@@ -30,14 +30,14 @@ class Watch:
 
 
 def test_without_an_event_loop_all_steps_are_taken_at_once() -> None:
-    watch, background = Watch(), Background()
+    watch, background = Watch(), Background(threading.RLock())
     watch.start(background, 3)
     assert (watch.shown, watch.failed, watch.closed) == ([0, 1, 2], [], 1)
     assert not background.busy
 
 
 def test_the_loop_answers_between_steps() -> None:
-    watch, background = Watch(), Background()
+    watch, background = Watch(), Background(threading.RLock())
 
     async def reader() -> list[int]:
         watch.start(background, 5)
@@ -54,7 +54,7 @@ def test_the_loop_answers_between_steps() -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_cancelled_computation_takes_no_further_step(after: int) -> None:
-    watch, background = Watch(), Background()
+    watch, background = Watch(), Background(threading.RLock())
 
     async def reader() -> None:
         watch.start(background, 1000)
@@ -72,7 +72,7 @@ def test_a_cancelled_computation_takes_no_further_step(after: int) -> None:
 
 
 def test_a_new_computation_takes_the_place_of_the_old_one() -> None:
-    first, second, background = Watch(), Watch(), Background()
+    first, second, background = Watch(), Watch(), Background(threading.RLock())
 
     async def reader() -> None:
         first.start(background, 1000)
@@ -87,7 +87,7 @@ def test_a_new_computation_takes_the_place_of_the_old_one() -> None:
 
 
 def test_a_failing_step_is_told_and_ends_the_computation() -> None:
-    watch, background = Watch(), Background()
+    watch, background = Watch(), Background(threading.RLock())
 
     def steps() -> Iterator[int]:
         yield 1
@@ -99,7 +99,7 @@ def test_a_failing_step_is_told_and_ends_the_computation() -> None:
 
 
 def test_the_failure_of_a_cancelled_computation_is_no_news() -> None:
-    watch, background = Watch(), Background()
+    watch, background = Watch(), Background(threading.RLock())
 
     def steps() -> Iterator[int]:
         background.cancel()
@@ -108,3 +108,26 @@ def test_the_failure_of_a_cancelled_computation_is_no_news() -> None:
 
     background.start(steps(), watch.shown.append, watch.failed.append)
     assert (watch.shown, watch.failed) == ([], [])
+
+
+def test_a_click_on_another_thread_waits_until_the_state_is_shown() -> None:
+    background, order = Background(threading.RLock()), []
+    showing, clicked = threading.Event(), threading.Event()
+
+    def show(state: int) -> None:
+        order.append(f"show {state}")
+        showing.set()
+        clicked.wait(60)
+        order.append(f"shown {state}")
+
+    def click() -> None:
+        showing.wait(60)
+        clicked.set()
+        background.cancel()
+        order.append("cancelled")
+
+    thread = threading.Thread(target=click)
+    thread.start()
+    background.start(iter(range(3)), show, lambda error: order.append(str(error)))
+    thread.join(60)
+    assert order == ["show 0", "shown 0", "cancelled"]

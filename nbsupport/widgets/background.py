@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -12,9 +13,13 @@ PAUSE = 0.01  # seconds between two steps, for messages such as the click on a b
 
 
 class Background:
-    """One computation at a time, on the event loop of the kernel: there is no thread that could outlive it."""
+    """One computation at a time, on the event loop of the kernel: there is no thread that could outlive it.
 
-    def __init__(self) -> None:
+    `lock` is held while a state is shown, and not while a step is taken.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.lock = lock
         self._turn = 0
         self._task: asyncio.Task[None] | None = None  # the loop itself keeps no task alive
 
@@ -39,7 +44,8 @@ class Background:
 
     def cancel(self) -> None:
         """Take no further step; the one that is being taken ends first, and is not shown."""
-        self._turn += 1  # a number, and no Task.cancel: the click may come on another thread of the kernel
+        with self.lock:
+            self._turn += 1  # a number, and no Task.cancel: the click may come on another thread of the kernel
 
     async def _run(
         self, steps: Iterator[Any], show: Callable[[Any], None], fail: Callable[[Exception], None], turn: int
@@ -48,12 +54,14 @@ class Background:
             return
         try:
             for state in steps:
-                if turn != self._turn:
-                    return
-                show(state)
+                with self.lock:
+                    if turn != self._turn:
+                        return
+                    show(state)
                 await asyncio.sleep(PAUSE)
                 if turn != self._turn:
                     return
         except Exception as error:  # whatever it is: nobody reads the exception of a task
-            if turn == self._turn:
-                fail(error)
+            with self.lock:
+                if turn == self._turn:
+                    fail(error)

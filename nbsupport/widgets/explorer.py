@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nbsupport.widgets.live import LivePanel
 from nbsupport.widgets.message import ERRORS, preformatted, shown_refusal, status
 from nbsupport.widgets.slice import SlicePanel
 from nbsupport.widgets.still import Still, StillBox, headless, png, undisturbed
+from nbsupport.widgets.turns import in_turn
 
 _FIRST = "OPTMARGIN"  # the attack shown first
 _LABELS = {"style": {"description_width": "58px"}}
@@ -70,7 +72,7 @@ class _Explorer:
     """The controls and panels of `instance_explorer`; `box` holds them all."""
 
     def __init__(self, stored: Stored) -> None:
-        self._stored = stored
+        self._stored, self.lock = stored, threading.RLock()
         self._networks: dict[str, nn.Module] = {}
         self._rows = torch.empty(0, dtype=torch.int64)
         self._row: int | None = None
@@ -90,7 +92,8 @@ class _Explorer:
         self._next = button(description="next", icon="arrow-right", **_BUTTON)
         self._status = ipywidgets.HTML()
         self._picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
-        self._slice, self._live = SlicePanel(stored, self._network), LivePanel(stored, self._network)
+        self._slice = SlicePanel(stored, self._network, self.lock)
+        self._live = LivePanel(stored, self._network, self.lock)
         notes = [ipywidgets.HTML(preformatted(f"Not stored: {kind}. {why}")) for kind, why in stored.absent.items()]
         children = [
             ipywidgets.HBox([self._model, self._attack], **_ROW),
@@ -118,6 +121,7 @@ class _Explorer:
             self._networks[model] = stages.load_model(self._stored.run, model)
         return self._networks[model]
 
+    @in_turn
     def _choose(self, change: Any = None) -> None:
         """Find the images for the controls; with another model or attack, stay at the same image."""
         model, attack = self._model.value, self._attack.value
@@ -134,6 +138,7 @@ class _Explorer:
             self._moving = False
         self._show()
 
+    @in_turn
     def _jump(self, _: Any) -> None:
         """Go to the test image whose number was typed or, of those that fulfil the filter, the nearest."""
         if self._moving or not len(self._rows):
@@ -146,10 +151,12 @@ class _Explorer:
 
     def _step(self, by: int) -> Callable[[Any], None]:
         def step(_: Any) -> None:
-            self._place.value = min(max(self._place.value + by, 1), self._place.max)
+            with self.lock:
+                self._place.value = min(max(self._place.value + by, 1), self._place.max)
 
         return step
 
+    @in_turn
     def _show(self, _: Any = None) -> None:
         """Draw the image at the slider's place, and say in the status what is shown."""
         if self._moving:

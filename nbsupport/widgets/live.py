@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from nbsupport.stages import Live, Stored
 from nbsupport.widgets.background import Background
 from nbsupport.widgets.message import preformatted, status
 from nbsupport.widgets.still import png, undisturbed
+from nbsupport.widgets.turns import in_turn
 
 BEYOND = 1.5  # the largest share of the attack's change
 _PLACES = 30  # of the slider
@@ -28,9 +30,9 @@ class LivePanel:
     `data-rays`, `data-done` and `data-total` (parts of the work).
     """
 
-    def __init__(self, stored: Stored, network: Callable[[str], nn.Module]) -> None:
-        self._stored, self._network = stored, network
-        self._background = Background()
+    def __init__(self, stored: Stored, network: Callable[[str], nn.Module], lock: threading.RLock) -> None:
+        self._stored, self._network, self.lock = stored, network, lock
+        self._background = Background(lock)
         self._chosen: tuple[str, str, int] | None = None
         self._share = 0.5
         self._last: Live | None = None  # what is known of the image that was asked for last
@@ -65,6 +67,7 @@ class LivePanel:
         self._cancel.on_click(self._stop)
         self._save.on_click(self._keep)
 
+    @in_turn
     def choose(self, chosen: tuple[str, str, int] | None) -> None:
         """Take the image in a row of (model, attack); None: there is none to show."""
         self._chosen = chosen
@@ -78,6 +81,7 @@ class LivePanel:
         model, attack, row = self._chosen
         return float(self._stored.examples[model, attack].result.rms[row]) * self._stored.pixel_max
 
+    @in_turn
     def _rescale(self, change: Any = None) -> None:
         """Give the slider the range of its unit, at the share of the change where it was."""
         unit = self._length if self._by.value == "rms" else 1.0
@@ -90,6 +94,7 @@ class LivePanel:
             self._moving = False
         self._begin()
 
+    @in_turn
     def _begin(self, _: Any = None) -> None:
         """Start anew at the slider's place, where the panel is open."""
         if self._moving:
@@ -170,11 +175,13 @@ class LivePanel:
         self._say("This cannot be computed.", "error")
         self._status.value += preformatted(f"{type(error).__name__}: {error}")
 
+    @in_turn
     def _stop(self, _: Any) -> None:
         self._background.cancel()
         self._cancel.disabled = True
         self._tell("cancelled")
 
+    @in_turn
     def _keep(self, _: Any) -> None:
         """Store what is shown in the run folder."""
         if self._last is None or self._chosen is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from nbsupport import plots, stages
 from nbsupport.stages import Stored, ViewSlice
 from nbsupport.widgets.message import ERRORS, preformatted, status
 from nbsupport.widgets.still import png, undisturbed
+from nbsupport.widgets.turns import in_turn
 
 _SECOND = {
     "view": "a view of OPTMARGIN, nearest to the true class",
@@ -28,8 +30,8 @@ class SlicePanel:
     `data-views` and `data-wrong`, the number of views of another class than the true one.
     """
 
-    def __init__(self, stored: Stored, network: Callable[[str], nn.Module]) -> None:
-        self._stored, self._network = stored, network
+    def __init__(self, stored: Stored, network: Callable[[str], nn.Module], lock: threading.RLock) -> None:
+        self._stored, self._network, self.lock = stored, network, lock
         self._kept: dict[tuple[Any, ...], ViewSlice] = {}
         self._chosen: tuple[str, str, int] | None = None
         self.toggle = ipywidgets.ToggleButton(
@@ -47,11 +49,13 @@ class SlicePanel:
         self.toggle.observe(self._draw, names="value")
         self._third.observe(self._draw, names="value")
 
+    @in_turn
     def choose(self, chosen: tuple[str, str, int] | None) -> None:
         """Take the image in a row of (model, attack); None: there is none to show."""
         self._chosen = chosen
         self._draw()
 
+    @in_turn
     def _draw(self, _: Any = None) -> None:
         on = self.toggle.value and self._chosen is not None
         self.box.layout.display = "" if on else "none"
