@@ -7,19 +7,20 @@ from nbsupport.stages.datasets import dataset_table
 from nbsupport.stages.detector import Trial, detect, detector_table, load_detectors, own_scores
 from nbsupport.stages.distortions import distorted, run_distortions
 from nbsupport.stages.evasion import evasion_table
+from nbsupport.stages.galleries import Gallery, gallery, region_accuracy
 from nbsupport.stages.geometry import audit_table, geometry_table, measure_geometry
 from nbsupport.stages.indicators import attack_warnings
-from nbsupport.stages.inputs import MODELS, evaluation_data, load_model, training_data
+from nbsupport.stages.inputs import MODELS, by_model, evaluation_data, load_model, training_data
 from nbsupport.stages.live import RAYS, Live, look_between, save_live
 from nbsupport.stages.nearest import nearest_table
 from nbsupport.stages.other_regions import other_regions_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
-from nbsupport.stages.selections import Gallery, Instances, by_model, gallery, instances, kept_epochs, region_accuracy
 from nbsupport.stages.slices import THIRDS, ViewSlice, slice_through, slice_with_views
 from nbsupport.stages.stability import stability_table
 from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
-from nbsupport.stages.training import train_models
+from nbsupport.stages.training import kept_epochs, train_models
 from nbsupport.stages.training_accuracy import accuracy_table
+from nbsupport.stages.typical import Instances, instances
 
 __all__ = [
     "FILTERS",

@@ -1,8 +1,10 @@
-"""What every stage starts from: the run's data, and its trained models."""
+"""What every stage starts from: the run's data, its trained models, and results by model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,6 +14,12 @@ from nbsupport.runtime import rows_per_batch
 from nbsupport.store import Run
 
 MODELS = ("normal", "pgd")
+T = TypeVar("T")
+
+
+def by_model(found: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:
+    """Return what is filed under (model, examples) as model -> examples, both models always among the keys."""
+    return {model: {name: entry for (of, name), entry in found.items() if of == model} for model in MODELS}
 
 
 def training_data(run: Run) -> ImageSet:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from nbsupport.attacks import Attack, best_of
 from nbsupport.stages.attacks import Examples
-from nbsupport.stages.inputs import evaluation_data
-from nbsupport.stages.selections import by_model
+from nbsupport.stages.inputs import by_model, evaluation_data
 from nbsupport.store import Run
 
 

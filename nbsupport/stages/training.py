@@ -70,3 +70,14 @@ def _adversaries(settings: Settings, generator: torch.Generator) -> tuple[Advers
     single = train.linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
     fast_epochs = settings.fast_epochs if settings.pgd_schedule == "fast" else 0
     return pgd, [single] * fast_epochs + [pgd] * settings.pgd_epochs
+
+
+def kept_epochs(history: pd.DataFrame) -> dict[str, int]:
+    """Return the epoch of each model in `history` whose weights `train.fit` kept.
+
+    It is the last of those with the best validation accuracy, under PGD for the PGD-trained model.
+    """
+    scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
+    parts = {model: history[history["model"] == model] for model in scores}
+    best = {model: part[part[scores[model]] == part[scores[model]].max()] for model, part in parts.items()}
+    return {model: int(part["epoch"].max()) for model, part in best.items() if len(part)}
