@@ -159,7 +159,8 @@ def test_mouse_and_keyboard_show_what_is_stored(explorer: Explorer, stored: Stor
     explorer.begin("normal", "OPTMARGIN", "succeeded")
     data = explorer.redrawn(lambda: explorer.choose("model", "pgd"), model="pgd")
     check(explorer, stored, data)
-    data = explorer.redrawn(lambda: explorer.choose("attack", "PGD"), attack="PGD")
+    box.get_by_label("attack", exact=True).focus()
+    data = explorer.redrawn(lambda: page.keyboard.type("PGD"), attack="PGD")
     check(explorer, stored, data)
     table = pd.read_csv(stored.run.path("tables", "attacks.csv")).set_index(["model", "attack"]).loc["pgd", "PGD"]
     assert int(data["count"]) == round(table.success_rate * table.n) > 3

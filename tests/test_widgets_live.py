@@ -221,7 +221,8 @@ def test_a_model_that_fails_is_told(panels: Panels, monkeypatch: pytest.MonkeyPa
             raise RuntimeError("out of <memory>")
 
     monkeypatch.setattr(stages, "load_model", lambda run, name: Broken())
-    panels(probe=True)
-    assert panels.says("nb-live")["state"] == "error"
+    panels(probe=True, slice=True)
+    assert panels.says("nb-live")["state"] == panels.says("nb-slice")["state"] == "error"
     assert "RuntimeError: out of <memory>" in panels.text
+    assert "The slice cannot be drawn.\n" in re.sub("<.*?>", "\n", panels.text)
     assert panels.by["cancel"].disabled

@@ -82,8 +82,8 @@ def live_panels(
         ax.set_title(title, fontsize=9.5)
         ax.set_xlabel("\n".join(f"{short(classes[i])}: {100 * softmax[i]:.1f} %" for i in best))
         version = SimpleNamespace(counts=counts, share=share)
-        draw_votes(place(2.4, 1.1, 2.5, 1.35), {_NAME: version}, classes, "not counted yet")
-        ax = place(6.0, 1.1, 2.85, 1.6)
+        draw_votes(place(2.35, 1.1, 2.4, 1.35), {_NAME: version}, classes, "not counted yet")
+        ax = place(6.15, 1.1, 2.7, 1.6)
         if profile is None or not len(np.atleast_2d(profile.distance)[0]):
             leave_empty(ax, "rays", "no ray yet")
             return fig

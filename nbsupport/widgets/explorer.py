@@ -113,7 +113,7 @@ class _Explorer:
         self._previous.on_click(self._step(-1))
         self._next.on_click(self._step(1))
         self._choose()
-        self.box = StillBox(children, _still(stored))
+        self.box = StillBox(children, lambda: _still(stored))
 
     def _network(self, model: str) -> nn.Module:
         """Return the trained model, read once."""

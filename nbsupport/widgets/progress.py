@@ -42,7 +42,7 @@ def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
 
     button.on_click(refresh)
     refresh()
-    return StillBox([button, bar, shown], Still(_plain(run_dir)))
+    return StillBox([button, bar, shown], lambda: Still(_plain(run_dir)))
 
 
 def _plain(run_dir: str | Path) -> str:

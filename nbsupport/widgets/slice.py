@@ -67,7 +67,7 @@ class SlicePanel:
         data: dict[str, object] = {"index": int(found.index[row]), "third": third}
         try:
             seen = self._slice(model, attack, row, third)
-        except ERRORS as error:
+        except (*ERRORS, RuntimeError) as error:  # the model's own, such as too little memory
             self._picture.layout.display = "none"
             said = status("The slice cannot be drawn.", {"state": "error", **data}, kind="nb-slice")
             self._status.value = said + preformatted(str(error))

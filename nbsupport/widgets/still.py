@@ -7,7 +7,7 @@ import contextlib
 import gc
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import IPython
@@ -39,16 +39,20 @@ class Still:
 
 
 class StillBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """A box that leaves a `Still` beside itself in the notebook, which a reader without a kernel can open."""
+    """A box that leaves a `Still` beside itself in the notebook, which a reader without a kernel can open.
 
-    def __init__(self, children: Sequence[ipywidgets.Widget], still: Still) -> None:
+    `still` makes it, when the box is displayed.
+    """
+
+    def __init__(self, children: Sequence[ipywidgets.Widget], still: Callable[[], Still]) -> None:
         super().__init__(children)
-        self.still = still
+        self._still = still
 
     def _ipython_display_(self) -> None:
         show: Any = display
         show(self._repr_mimebundle_(), raw=True)
-        show({"text/html": self.still.as_html(), "text/plain": self.still.text}, raw=True)
+        still = self._still()
+        show({"text/html": still.as_html(), "text/plain": still.text}, raw=True)
 
 
 def headless() -> bool:
