@@ -130,6 +130,6 @@ def _cell(value: Any) -> str:
     if value is None or value != value:  # NaN: not measured
         return ""
     if isinstance(value, float):
-        return f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:.0f}" if value.is_integer() or abs(value) >= 1000 else f"{value:.3g}"
     text = str(value)
     return text if len(text) <= 40 else text[:39] + "…"

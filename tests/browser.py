@@ -45,7 +45,11 @@ def chromium() -> Iterator[Any]:
     """Yield a headless Chromium; skips where playwright or a browser is absent."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[ui]'")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(playwright), headless=True, args=FLAGS)
+        path = executable(playwright)
+        try:
+            browser = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        except sync_api.Error as error:  # playwright's own may lack libraries of the system
+            pytest.skip(f"the browser at {path} does not start: {error.message.strip().splitlines()[0]}")
         try:
             yield browser
         finally:

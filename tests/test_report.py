@@ -110,3 +110,8 @@ def test_long_tables_and_texts_are_cut_and_say_so() -> None:
     assert max(map(len, lines)) <= report.WIDTH
     assert "x" * 39 + "…" in lines[1]
     assert "True" in lines[1]
+
+
+def test_numbers_are_rounded_and_unmeasured_ones_left_out() -> None:
+    frame = pd.DataFrame({"value": [2.0, 0.12345, 1234.5, np.inf, -np.inf, np.nan]})
+    assert report.frame_text(frame).split() == ["value", "2", "0.123", "1234", "inf", "-inf"]
