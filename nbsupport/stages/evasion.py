@@ -14,7 +14,7 @@ from nbsupport import attacks, region, runtime
 from nbsupport.data import ImageSet
 from nbsupport.intervals import wilson
 from nbsupport.presets import Settings
-from nbsupport.stages.attacks import STAGE, load_examples, recipes
+from nbsupport.stages.attacks import STAGE, Examples, recipes
 from nbsupport.stages.inputs import evaluation_data, images_per_shard, load_model
 from nbsupport.store import Run
 
@@ -44,11 +44,12 @@ def curves(s: Settings, in_shape: tuple[int, ...]) -> dict[str, list[Demand]]:
     }
 
 
-def evasion_table(run: Run) -> pd.DataFrame:
+def evasion_table(run: Run, found: Mapping[tuple[str, str], Examples]) -> pd.DataFrame:
     """Return evasion.csv: distortion and region accuracy on the normal model, one row a demand, lengths in data units.
 
     Of the first `cost_n` test images those count that were attacked, that is classified correctly. `curve` names what
-    grows, and `demand` its value; the rows of the curve "published" are OPTMARGIN's three versions as stored.
+    grows, and `demand` its value; the rows of the curve "published" are OPTMARGIN's three versions in `found`, which
+    is what `attack_models` returns.
     `mean_rms` is over the successes; `region_accuracy` is the share of all n whose true label wins the vote, with its
     Wilson 95 % interval.
     """
@@ -60,7 +61,6 @@ def evasion_table(run: Run) -> pd.DataFrame:
             changed = {"number of views": demand.views, "confidence": demand.confidence}
             value = changed.get(curve, demand.size * test.pixel_max)
             rows.append({"curve": curve, "demand": value, **_row(_measured(run, model, test, demand), test.pixel_max)})
-    found = load_examples(run)
     for name in _PUBLISHED:
         examples, recipe = found[_MODEL, name], recipes(s)[name]
         n = min(len(test), len(examples.index))
