@@ -21,6 +21,7 @@ from nbsupport.widgets.explorer import figure
 from nbsupport.widgets.still import png
 
 pytestmark = [pytest.mark.ui, pytest.mark.slow]
+LISTS = ("model", "attack", "class", "filter")
 NOTEBOOK = "05_boundary_analysis.ipynb"
 
 
@@ -156,6 +157,8 @@ def check(explorer: Explorer, stored: Stored, data: dict[str, str]) -> None:
 def test_mouse_and_keyboard_show_what_is_stored(explorer: Explorer, stored: Stored) -> None:
     page, box = explorer.page, explorer.box
     check(explorer, stored, explorer.data())
+    chosen = [box.get_by_label(name, exact=True).evaluate("list => list.value") for name in LISTS]
+    assert chosen == ["normal", "OPTMARGIN", "all classes", FILTERS["all"]]
     explorer.begin("normal", "OPTMARGIN", "succeeded")
     data = explorer.redrawn(lambda: explorer.choose("model", "pgd"), model="pgd")
     check(explorer, stored, data)
@@ -185,7 +188,7 @@ def test_every_control_is_reached_by_tab(explorer: Explorer) -> None:
     page, box = explorer.page, explorer.box
     explorer.begin("normal", "OPTMARGIN", "succeeded")
     explorer.redrawn(lambda: explorer.press("next"))  # so that no button is disabled
-    wanted = [box.get_by_label(name, exact=True) for name in ("model", "attack", "class", "filter")]
+    wanted = [box.get_by_label(name, exact=True) for name in LISTS]
     wanted += [box.locator(".noUi-handle").first, box.get_by_label("test image")]
     wanted += [box.get_by_role("button", name=name) for name in ("previous", "next", "slice", "probe")]
     for number, control in enumerate(wanted):

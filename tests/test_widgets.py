@@ -136,6 +136,7 @@ def test_every_control_changes_picture_and_status(explorer: Driver, stored: Stor
 
 def test_the_class_filter_selects_images_of_that_class(explorer: Driver, stored: Stored) -> None:
     found = stored.examples["normal", "OPTMARGIN"]
+    assert explorer.by["class"].label == "all classes"
     for y in sorted(set(found.y.tolist())):
         for condition in FILTERS:
             rows = stored.select("normal", "OPTMARGIN", condition, y)
@@ -143,7 +144,7 @@ def test_the_class_filter_selects_images_of_that_class(explorer: Driver, stored:
             assert rows.tolist() == wanted
         data = explorer(**{"class": y})
         assert (data["class"], data["y"], data["count"]) == (str(y), str(y), str(int((found.y == y).sum())))
-    assert explorer(**{"class": None})["class"] == ""
+    assert explorer(**{"class": -1})["class"] == ""
     with pytest.raises(ValueError, match="expected y"):
         stored.select("normal", "FGSM", "all", -1)
 

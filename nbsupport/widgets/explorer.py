@@ -20,6 +20,7 @@ from nbsupport.widgets.slice import SlicePanel
 from nbsupport.widgets.still import Still, StillBox, headless, png, undisturbed
 from nbsupport.widgets.turns import in_turn
 
+_EVERY = -1  # class; a list takes None for nothing chosen
 _FIRST = "OPTMARGIN"  # the attack shown first
 _LABELS = {"style": {"description_width": "58px"}}
 _BUTTON = {"layout": {"width": "110px"}}
@@ -80,7 +81,7 @@ class _Explorer:
         dropdown, button = ipywidgets.Dropdown, ipywidgets.Button
         self._model = dropdown(options=MODELS, description="model", **_LABELS)
         self._attack = dropdown(options=stored.names(), value=_first(stored), description="attack", **_LABELS)
-        classes = [("all classes", None), *((name, y) for y, name in enumerate(stored.classes))]
+        classes = [("all classes", _EVERY), *((name, y) for y, name in enumerate(stored.classes))]
         self._class = dropdown(options=classes, description="class", **_LABELS)
         filters = [(text, name) for name, text in FILTERS.items()]
         self._filter = dropdown(options=filters, description="filter", layout={"width": "340px"}, **_LABELS)
@@ -121,11 +122,15 @@ class _Explorer:
             self._networks[model] = stages.load_model(self._stored.run, model)
         return self._networks[model]
 
+    def _asked(self) -> int | None:
+        """Return the true class asked for, None for all."""
+        return None if self._class.value == _EVERY else int(self._class.value)
+
     @in_turn
     def _choose(self, change: Any = None) -> None:
         """Find the images for the controls; with another model or attack, stay at the same image."""
         model, attack = self._model.value, self._attack.value
-        self._rows = self._stored.select(model, attack, self._filter.value, self._class.value)
+        self._rows = self._stored.select(model, attack, self._filter.value, self._asked())
         count = len(self._rows)
         stay = change is not None and change.owner in (self._model, self._attack)
         self._moving = True  # the slider's own events would draw intermediate states
@@ -163,7 +168,7 @@ class _Explorer:
             return
         place, count = self._place.value, len(self._rows)
         self._previous.disabled, self._next.disabled = place <= 1, place >= count
-        model, attack, condition, y = self._model.value, self._attack.value, self._filter.value, self._class.value
+        model, attack, condition, y = self._model.value, self._attack.value, self._filter.value, self._asked()
         data: dict[str, object] = {"model": model, "attack": attack, "class": "" if y is None else y}
         data |= {"filter": condition, "count": count}
         if not count:
@@ -193,7 +198,8 @@ class _Explorer:
             return f"{needed} are not stored yet"
         if condition == "missed" and (model, attack) not in self._stored.detectors:
             return f"no detector was trained on {attack}, which has too few successes on the {model} model"
-        of = "" if self._class.value is None else f" of class {self._stored.classes[self._class.value]}"
+        y = self._asked()
+        of = "" if y is None else f" of class {self._stored.classes[y]}"
         return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition]}"'
 
 
