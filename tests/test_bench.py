@@ -18,6 +18,7 @@ from nbsupport.bench.attack_cases import Case
 from nbsupport.bench.counting import Counting
 from nbsupport.bench.measured import measure
 from nbsupport.bench.narrator import Narrator
+from nbsupport.bench.plain import plain
 from nbsupport.bench.subject import Subject
 
 PASSES = {"forwards_per_image", "backwards_per_image"}
@@ -274,7 +275,8 @@ def test_foolbox_finds_what_is_there(narrator: Narrator) -> None:
     s = of_half_space(4)
     exact = s.model.distance(s.x)
     found = peers.foolbox()
-    assert [peer.what for peer in found] == ["Foolbox C&W 4 x 200", "Foolbox DDN 200", "Foolbox FMN 200"]
+    names = ["C&W 4 x 200", "C&W 4 x 200, tuned", "DDN 200", "FMN 200"]
+    assert [peer.what for peer in found] == [f"Foolbox {name}" for name in names]
     for peer in found:
         run = measure(s, lambda model, peer=peer: peer.attack(model, s.x, s.y, 60))
         success, rms = attacks.judged(s, run.result)
@@ -455,3 +457,22 @@ def test_unmeasured_cells_are_empty_and_null() -> None:
         " two 0.5",
     ]
     assert json.loads(found.as_json())["rows"][0]["rms"] is None
+
+
+def test_a_plain_model_is_what_its_user_has_and_is_given_back() -> None:
+    model = models.build("mnist_cnn", in_shape=(1, 28, 28), num_classes=10).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    expected = model.eval()(x).detach()
+    model.train()
+    with plain(model):
+        assert not model.training
+        assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in model.parameters())
+        found = model(x)
+        found.sum().backward()
+        torch.testing.assert_close(found, expected)
+    assert model.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert before == {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import runtime
+from nbsupport.bench.plain import plain
 
 INSTALL = "pip install -e '.[peers]'"
+_TUNED = "tuned: handed the model with constant weights in channels-last order, which their users would have to know of"
 _UNPROJECTED = ("3.3.4",)  # releases whose L2FMNAttack.project scales by norms / norms, which is 1
 
 
@@ -53,6 +55,7 @@ def foolbox() -> list[Peer]:
     remark = f"Foolbox {version}'s FMN never shortens a perturbation in L2, so that its mean_rms is far from least"
     return [
         Peer("Foolbox C&W 4 x 200", 200, 2 * 4 * 200, _call(library, carlini_wagner)),
+        Peer("Foolbox C&W 4 x 200, tuned", 200, 2 * 4 * 200, _call(library, carlini_wagner, tuned=True), _TUNED),
         Peer("Foolbox DDN 200", 200, 2 * 200, _call(library, lambda steps: known.DDNAttack(steps=steps))),
         Peer(
             "Foolbox FMN 200",
@@ -64,9 +67,11 @@ def foolbox() -> list[Peer]:
     ]
 
 
-def _call(library: Any, make: Callable[[int], Any]) -> Callable[[nn.Module, Tensor, Tensor, int], Tensor]:
+def _call(
+    library: Any, make: Callable[[int], Any], *, tuned: bool = False
+) -> Callable[[nn.Module, Tensor, Tensor, int], Tensor]:
     def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-        with runtime.frozen(model):  # constant parameters: a peer shall not pay for gradients that nobody wants
+        with runtime.frozen(model) if tuned else plain(model):
             wrapped = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
             _, found, _ = make(steps)(wrapped, x, library.criteria.Misclassification(y), epsilons=None)
         x_adv: Tensor = found.detach()
