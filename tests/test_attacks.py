@@ -461,7 +461,8 @@ def test_a_view_that_is_across_costs_no_backward_pass():
     model, x = half_space(offset=0.5), interior_images(12)
     y = predicted(model, x)
     counted = Counting(model)
-    found = attacks.carlini_wagner_l2(counted, x, y, steps=200, search_steps=2, initial_const=100.0)
+    settings = {"views": 4, "solver": "adam", "steps": 200, "search_steps": 2, "initial_const": 100.0}
+    found = attacks.optmargin(counted, x, y, eps=0.01, generator=seeded(), **settings)
     assert found.success.all()
     assert counted.backwards == int(found.backwards.sum())
     assert (found.backwards < 0.75 * found.forwards).all()

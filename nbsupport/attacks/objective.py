@@ -111,7 +111,8 @@ class Objective:
             return (~across(gap, confidence)).to(gap.dtype)  # a tie is not across: it pulls too
 
         forwards, backwards = torch.ones_like(labels), torch.ones_like(labels)
-        if not _picks_rows(x):
+        # With one view most rows have a slope, and two small batches are slower than one.
+        if self.count == 1 or not _picks_rows(x):
             return self._descent(*self._gradient(moved, labels, slope), forwards, backwards)
         gap, pull = moved.new_zeros(len(moved)), torch.zeros_like(moved)
         with_graph, without = (mask.flatten().nonzero().squeeze(1) for mask in (expected, ~expected))
