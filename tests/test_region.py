@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from breaks_late import BreaksLate
 from scipy import stats
 from torch import Tensor, nn
 
@@ -263,17 +264,6 @@ def test_classify_refuses(change: dict[str, object], message: str) -> None:
     arguments = {"x": torch.full((1, 1, 1, 2), 0.5), "radius": 0.1} | change
     with pytest.raises(ValueError, match=message):
         region.classify(HalfSpace(torch.ones(2), 0.5), **arguments)  # type: ignore[arg-type]
-
-
-class BreaksLate(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.batch_rows = {"cpu": 8}
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.full((len(x), 3), 0.0 if self.calls < 4 else math.nan)
 
 
 def test_a_model_that_breaks_in_a_later_pass_is_named() -> None:

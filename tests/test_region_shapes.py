@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breaks_late import BreaksLate
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
@@ -410,17 +411,6 @@ def test_search_radius_refuses_an_unknown_shape() -> None:
     x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([1])
     with pytest.raises(ValueError, match="expected shape to be one of hypercube, ball, gaussian, got 'disc'"):
         region.search_radius(HalfSpace(torch.ones(2), 0.5), x, y, shape="disc")
-
-
-class BreaksLate(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.batch_rows = {"cpu": 8}
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.full((len(x), 3), 0.0 if self.calls < 4 else math.nan)
 
 
 @pytest.mark.parametrize("combine", MEANS)

@@ -101,9 +101,9 @@ class Objective:
     def hinge(self, x: Tensor, label: Tensor, confidence: float, expected: Tensor) -> Descent:
         """Descend the sum of max(gap, -confidence) over the views.
 
-        A view that is across by `confidence` has no slope and needs no backward pass. On a CPU only the views
-        `expected` (N, V) to have a slope build a graph, and those that turn out to have one are caught up. On a GPU
-        all views build a graph.
+        A view that is across by `confidence` has no slope and needs no backward pass. Of many views, on a CPU, only
+        those `expected` (N, V) to have a slope build a graph, and those that turn out to have one are caught up. With
+        one view, and on a GPU, all rows build a graph.
         """
         moved, labels = self._moved(x, label)
 
