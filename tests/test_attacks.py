@@ -9,6 +9,7 @@ from torch import nn
 from nbsupport import attacks
 from nbsupport.attacks import objective
 from nbsupport.attacks.optmargin import draw_views
+from nbsupport.bench import published
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 
 SHAPE = (2, 4, 4)
@@ -105,6 +106,21 @@ def test_minimum_norm_attacks_reach_the_exact_distance(make, name, slack):
     assert (predicted(model, result.x_adv) != predicted(model, x)).all()
     assert (found >= exact - 1e-5).all()
     assert (found <= slack * exact).all()
+
+
+@pytest.mark.parametrize("make", [half_space, ball, wedge])
+def test_carlini_wagner_is_as_near_as_the_published_search_in_two_thirds_of_its_passes(make):
+    model, x = make(), interior_images(60)
+    y, settings = predicted(model, x), {"search_steps": 4, "steps": 200}
+    model = Counting(model)
+    published_x = published.carlini_wagner(model, x, y, **settings)
+    passes = model.forwards + model.backwards
+    result = attacks.carlini_wagner_l2(model, x, y, **settings)
+    ours, theirs = ((found - x).flatten(1).norm(dim=1) for found in (result.x_adv, published_x))
+    reached = predicted(model.model, published_x) != y
+    assert result.success[reached].all()
+    assert ours[reached].mean() <= theirs[reached].mean()
+    assert (result.forwards + result.backwards).sum() <= passes * 2 / 3
 
 
 @pytest.mark.parametrize("name", ["optmargin-ddn", "optmargin-adam"])

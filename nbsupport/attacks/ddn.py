@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import ROUNDING, Objective, across
+from nbsupport.attacks.objective import Objective, across
 from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search, per_image
+from nbsupport.attacks.search import Search, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -78,7 +78,6 @@ _VIEWS = 0.01  # temperature of the soft maximum over views, in gaps before the 
 _FIRST_RIVALS, _RIVALS = 0.15, 0.03
 _STRIDE = 2.0  # first step, in norms of the perturbation (2: .0506, .5: .0508, .25: .0509)
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
-_BISECTIONS = 10
 
 
 class NormSearch(Search):
@@ -159,18 +158,9 @@ class NormSearch(Search):
 
     def finish(self, state: State) -> None:
         """Shorten the perturbations of finished images, then keep them."""
-        x, delta = state["x"], state["best"] - state["x"]
-        low = torch.zeros_like(state["norm"])
-        high = torch.ones_like(low)
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            gap = self.objective.gaps(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
-            flipped = across(gap, self.confidence).all(1)
-            low, high = torch.where(flipped, low, middle), torch.where(flipped, middle, high)
-        state["best"] = torch.where(per_image(high < 1), x + per_image(high) * delta, state["best"])
-        state["forwards"] += _BISECTIONS * self.objective.count
+        share = shorten(state, self.objective, self.confidence)
         # Steps and norm changes shrink towards the end, so the steps alone would always seem to have arrived.
-        state["falling"] = high * state["best_l2"] < 0.99 * state["last_best"]
+        state["falling"] = share * state["best_l2"] < 0.99 * state["last_best"]
         super().finish(state)
 
 

@@ -7,15 +7,35 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from nbsupport.attacks.objective import Objective, across
+from nbsupport.attacks.objective import ROUNDING, Objective, across
 from nbsupport.attacks.problem import Problem
 from nbsupport.attacks.result import Attack
 from nbsupport.pool import State, drain
+
+_BISECTIONS = 10
 
 
 def per_image(values: Tensor) -> Tensor:
     """Return (N,) as (N, 1, 1, 1), to be multiplied with images."""
     return values[:, None, None, None]
+
+
+def shorten(state: State, objective: Objective, confidence: float) -> Tensor:
+    """Shorten the perturbations of `best` by bisection while they succeed; return the shares (N,) that are left.
+
+    In float32, and so that an image nearer to the boundary than the search could settle is measured too.
+    """
+    x, delta = state["x"], state["best"] - state["x"]
+    low = torch.zeros_like(x[:, 0, 0, 0])
+    high = torch.ones_like(low)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        gap = objective.gaps(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
+        success = across(gap, confidence).all(1)
+        low, high = torch.where(success, low, middle), torch.where(success, middle, high)
+    state["best"] = torch.where(per_image(high < 1), x + per_image(high) * delta, state["best"])
+    state["forwards"] += _BISECTIONS * objective.count
+    return high
 
 
 class Search(ABC):
