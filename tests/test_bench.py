@@ -398,7 +398,7 @@ def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narr
     assert (few["images"], many["images"]) == (64, 1000)
     assert many["inputs_and_results_mb"] == 2 * 1000 * 64 * 4 / 1e6
     assert 0 < few["growth_mb"] < 100
-    assert many["growth_mb"] - few["growth_mb"] < 10  # activations of 1,000 images would take more than 20
+    assert many["growth_mb"] - few["growth_mb"] < 5  # activations of 1,000 images would take more than 20
     assert getattr(s.model, "batch_rows", {}).get("cpu") == 512  # the subject's own model is left alone
 
 
