@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def rays() -> tuple[Tensor, Tensor]:
 
 def test_an_audit_of_all_rays_is_the_scan(rays: tuple[Tensor, Tensor]) -> None:
     scan = boundary.probe(Rugged(), *rays, GRID, search="scan")
-    stated = boundary.probe(Rugged(), *rays, GRID, stride=15)
+    changed = scan.reached & (torch.rand(scan.adjacent.shape, generator=generator(3)) < 0.3)
+    stated = replace(scan, adjacent=torch.where(changed, 4 - scan.adjacent, scan.adjacent))
     found = boundary.audit(Rugged(), *rays, GRID, stated, rays=10_000, generator=generator())
     pairs = torch.stack((found.image, found.direction), 1)
     assert pairs.unique(dim=0).shape == (4 * 18, 2)

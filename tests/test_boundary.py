@@ -55,7 +55,7 @@ class Strip(nn.Module):
         return torch.stack((1 - inside, inside), 1)
 
 
-def positions(search: str, stride: int, count: int, differs: list[bool]) -> Iterator[int]:
+def positions(search: str, stride: int, near: bool, count: int, differs: list[bool]) -> Iterator[int]:
     """Visit the grid for one ray as the definition of each search says; the last position yielded is the answer."""
     if search == "scan":
         for at in range(count):
@@ -67,7 +67,7 @@ def positions(search: str, stride: int, count: int, differs: list[bool]) -> Iter
         return
     low, high = -1, count
     while high == count and low < count - 1:
-        at = min(low + stride, count - 1)
+        at = min(low + (1 if near and low + 1 < stride else stride), count - 1)
         low, high = (low, at) if differs[at] else (at, high)
         yield at
     while high < count and high - low > 1:
@@ -75,6 +75,15 @@ def positions(search: str, stride: int, count: int, differs: list[bool]) -> Iter
         low, high = (low, at) if differs[at] else (at, high)
         yield at
     yield high
+
+
+def is_near(model: nn.Module, image: Tensor, reach: float) -> bool:
+    """Whether the linearised boundary is nearer than `reach` in one random direction of six."""
+    image = image[None].clone().requires_grad_()
+    first, second = model(image)[0].topk(2).values
+    (first - second).backward()
+    assert image.grad is not None
+    return bool((first - second) / image.grad.norm() <= reach)
 
 
 def walk(
@@ -86,11 +95,13 @@ def walk(
     center = torch.tensor([int(model(image[None]).argmax()) for image in x])
     distance = torch.full((len(x), len(d)), math.inf)
     adjacent = torch.full((len(x), len(d)), -1)
+    reach = max(t for t in grid[:stride]) * float(d.square().mean(1).sqrt().max())
     for i, image in enumerate(x):
+        near = is_near(model, image, reach)
         for k, direction in enumerate(d):
             ray = [(image + t * direction.view_as(image)).clamp(0, 1)[None] for t in torch.tensor(grid)]
             classes = [int(model(point).argmax()) for point in ray]
-            visited = list(positions(search, stride, len(grid), [c != center[i] for c in classes]))
+            visited = list(positions(search, stride, near, len(grid), [c != center[i] for c in classes]))
             forwards += len(visited) - 1
             if visited[-1] < len(grid):
                 distance[i, k], adjacent[i, k] = grid[visited[-1]], classes[visited[-1]]
@@ -167,7 +178,8 @@ def test_probe_equals_the_slow_walk_with_as_many_forwards(
     found = boundary.probe(model, *rugged, GRID, search=search, stride=stride)
     assert_same(found, expected)
     assert model.largest == 8
-    assert model.forwards == forwards + len(rugged[0]) + 1  # the centres, and one look at the shape of the logits
+    looks = 1 if search == "scan" or stride == 1 else 2  # at the images: their classes, and whether a boundary is near
+    assert model.forwards == forwards + looks * len(rugged[0]) + 1  # and one at the shape of the logits
 
 
 def test_stride_of_one_is_the_scan(rugged: tuple[Tensor, Tensor]) -> None:
@@ -255,6 +267,27 @@ def test_a_ray_that_re_enters_within_a_stride_is_where_bracket_may_differ() -> N
     assert boundary.probe(strip, x, d, grid, search="scan").distance.item() == pytest.approx(0.3)
     assert not boundary.probe(strip, x, d, grid, search="bracket").reached.item()
     assert boundary.probe(strip, x, d, grid, stride=3).distance.item() == pytest.approx(0.3)
+
+
+class Sliver(nn.Module):
+    """Class 1 where the first pixel lies between `low` and `high`, with the gradient of a parabola."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.flatten(1)[:, :1]
+        return torch.cat((torch.zeros_like(v), (v - self.low) * (self.high - v)), 1)
+
+
+def test_the_first_stride_is_visited_in_full_beside_a_boundary() -> None:
+    x, d = torch.zeros(1, 1, 1, 1), torch.ones(1, 1)
+    grid = [0.1 * (i + 1) for i in range(10)]
+    beside, beyond = Sliver(0.15, 0.25), Sliver(0.85, 0.95)  # only .2, or only .9, lies inside
+    assert boundary.probe(beside, x, d, grid, stride=5).distance.item() == pytest.approx(0.2)
+    assert not boundary.probe(beyond, x, d, grid, stride=5).reached.item()  # the second stride is not
+    assert boundary.probe(beyond, x, d, grid, search="scan").distance.item() == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-30])

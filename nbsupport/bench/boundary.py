@@ -35,7 +35,8 @@ class Case:
 
 def cases(magnitudes: list[float]) -> list[Case]:
     """Return the published scan, the same in the pool, then the faster searches."""
-    bracket = math.ceil(len(magnitudes) / _STRIDE) + math.ceil(math.log2(_STRIDE))
+    first = _STRIDE - 1  # visited in full beside a boundary
+    bracket = first + math.ceil(len(magnitudes) / _STRIDE) + math.ceil(math.log2(_STRIDE))
     refine = bracket + max(1, math.ceil(math.log2(magnitudes[0] / _TOLERANCE)))
     return [
         Case("scan, one image at a time", len(magnitudes), published.scan),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
 from nbsupport.boundary.given import check_directions, grid
+from nbsupport.boundary.nearness import near_boundary
 from nbsupport.boundary.profile import Profile
 from nbsupport.boundary.search import Bisect, March, Rays
 from nbsupport.labels import Labeller
@@ -46,7 +48,9 @@ def probe(
     search : {"bracket", "scan", "refine"}
         "scan" visits the grid in order: the definition. "bracket" marches in strides of `stride` grid steps and
         bisects the first stride that ends in another class: the same answer, unless a ray leaves its class and
-        re-enters it within one stride. "refine" goes on bisecting below the grid step.
+        re-enters it within one stride. That is most frequent right beside a boundary, so the first stride is visited
+        in full around images whose margin and gradient put one within it. "refine" goes on bisecting below the grid
+        step.
     stride : int
         Grid steps of one stride, at least 1 (not used by "scan").
     tolerance : float
@@ -81,7 +85,10 @@ def probe(
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         rays = Rays(label, len(directions), label.centers())
-        march = March(rays, positions, stride=1 if search == "scan" else stride)
+        stride = 1 if search == "scan" else stride
+        reach = float(positions[:stride][-1]) * float(directions.square().mean(1).max().sqrt())
+        near = near_boundary(model, x, reach) if stride > 1 else torch.zeros_like(rays.center, dtype=torch.bool)
+        march = March(rays, positions, stride=stride, near=near)
         drain(march, rays.count, slots=rays.slots, every=1, device=device)
         reached = march.high < march.beyond
         distance, adjacent = march.values[march.high], march.adjacent

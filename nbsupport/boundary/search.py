@@ -29,9 +29,13 @@ class Rays:
 
     def look(self, ray: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return the classes (R,) found at `scale` (R,) along the rays `ray` (R,), and those of their images."""
-        number = ray if self.chosen is None else self.chosen[ray]
-        image, direction = number // self.rays_per_image, number % self.rays_per_image
+        image, direction = self.ends(ray)
         return self.label(image, direction, scale), self.center[image]
+
+    def ends(self, ray: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image and the direction (R,) of the rays `ray` (R,)."""
+        number = ray if self.chosen is None else self.chosen[ray]
+        return number // self.rays_per_image, number % self.rays_per_image
 
     def narrow(self, state: State, at: Tensor, scale: Tensor, running: Tensor) -> None:
         """Look at `scale` (R,) along the rays of `state` and move `low` or `high` of the running rows to `at`."""
@@ -46,11 +50,12 @@ class March:
     """Every ray on the grid, at positions 0 (the image), 1 to M (the magnitudes), M + 1 (beyond the grid).
 
     While `high` lies beyond the grid a row marches by `stride` positions, then it bisects; it is done when `low`
-    and `high` are neighbours.
+    and `high` are neighbours. The rays of images that are `near` (N,) bool a boundary visit the first stride in full:
+    there, a class is often entered and left within it.
     """
 
-    def __init__(self, rays: Rays, grid: Tensor, *, stride: int) -> None:
-        self.rays, self.stride, self.beyond = rays, stride, len(grid) + 1
+    def __init__(self, rays: Rays, grid: Tensor, *, stride: int, near: Tensor) -> None:
+        self.rays, self.stride, self.near, self.beyond = rays, stride, near, len(grid) + 1
         self.values = torch.cat((grid.new_zeros(1), grid, grid.new_full((1,), math.inf)))
         self.scale = self.values.float()
         self.high = torch.empty(rays.count, dtype=torch.int64, device=grid.device)
@@ -64,8 +69,10 @@ class March:
     def step(self, state: State) -> None:
         """Look once along every ray and narrow its bracket."""
         low, high = state["low"], state["high"]
-        stride = (low + self.stride).clamp(max=self.beyond - 1)
-        at = torch.where(high == self.beyond, stride, (low + high) // 2)
+        image, _ = self.rays.ends(state["ray"])
+        stride = torch.where(self.near[image] & (low < self.stride), 1, self.stride)
+        onward = (low + stride).clamp(max=self.beyond - 1)
+        at = torch.where(high == self.beyond, onward, (low + high) // 2)
         self.rays.narrow(state, at, self.scale[at], ~self.done(state))
 
     def done(self, state: State) -> Tensor:
