@@ -86,7 +86,7 @@ def audit(
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         sample = Rays(label, len(directions), profile.center.to(device), chosen)
-        scan = March(sample, positions, stride=1, near=torch.zeros_like(sample.center, dtype=torch.bool))
+        scan = March(sample, positions, stride=1)
         drain(scan, sample.count, slots=sample.slots, every=1, device=device)
     image, direction = chosen // len(directions), chosen % len(directions)
     distance = scan.values[scan.high]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -86,8 +87,8 @@ def probe(
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         rays = Rays(label, len(directions), label.centers())
         stride = 1 if search == "scan" else stride
-        reach = float(positions[:stride][-1]) * float(directions.square().mean(1).max().sqrt())
-        near = near_boundary(model, x, reach) if stride > 1 else torch.zeros_like(rays.center, dtype=torch.bool)
+        rms = float(torch.linalg.vector_norm(directions, dim=1).max()) / math.sqrt(directions.shape[1])
+        near = near_boundary(model, x, rms * float(positions[:stride][-1])) if stride > 1 else None
         march = March(rays, positions, stride=stride, near=near)
         drain(march, rays.count, slots=rays.slots, every=1, device=device)
         reached = march.high < march.beyond

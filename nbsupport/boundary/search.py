@@ -54,8 +54,9 @@ class March:
     there, a class is often entered and left within it.
     """
 
-    def __init__(self, rays: Rays, grid: Tensor, *, stride: int, near: Tensor) -> None:
-        self.rays, self.stride, self.near, self.beyond = rays, stride, near, len(grid) + 1
+    def __init__(self, rays: Rays, grid: Tensor, *, stride: int, near: Tensor | None = None) -> None:
+        self.rays, self.stride, self.beyond = rays, stride, len(grid) + 1
+        self.near = torch.zeros_like(rays.center, dtype=torch.bool) if near is None else near
         self.values = torch.cat((grid.new_zeros(1), grid, grid.new_full((1,), math.inf)))
         self.scale = self.values.float()
         self.high = torch.empty(rays.count, dtype=torch.int64, device=grid.device)
