@@ -17,7 +17,7 @@ LAYERS = [
     "__init__ arguments",
     "checks intervals presets",
     "limits",
-    "runtime",
+    "record runtime",
     "artifacts data labels pool",
     "models train",
     "boundary region",
