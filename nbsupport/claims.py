@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from nbsupport import intervals
 from nbsupport.intervals import Rate
-from nbsupport.tables import DetectorRow
+from nbsupport.suite import OPTMARGINS
 
 COLUMNS = ("claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict")
-OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 NOT_ATTACKS = ("benign", "noise", "errors")
 FEWEST = 30  # observations for a verdict
-_CHANGE = (-1.0, 1.0)  # the range of a difference of two values in [0, 1]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What was measured of one model's set of examples, one entry an image; the lengths must agree.
-
-    Attributes
-    ----------
-    model, examples : str
-        As in the tables: `normal`, `pgd`; `benign`, `FGSM`, ...
-    index : (N,)
-        Positions in the test set, by which the sets of one model are matched.
-    y : (N,)
-        True labels.
-    correct : (N,) bool
-        Whether the model classifies the original correctly. Others were not attacked.
-    success : (N,) bool, optional
-        Whether the attack succeeded; None for benign images.
-    rms : (N,), optional
-        RMS of the change, [0, 1] units.
-    point, vote : (N,), optional
-        Labels of the classifier and of the region vote; NaN or negative where not measured.
-    median_distance : (N,), optional
-        Median of the image's rays, [0, 1] units, inf kept (`tables.ray_medians`); NaN where not measured.
-    purity_1 : (N,), optional
-        Purity of the top class; NaN where not measured.
-    """
-
-    model: str
-    examples: str
-    index: ArrayLike | Tensor
-    y: ArrayLike | Tensor
-    correct: ArrayLike | Tensor
-    success: ArrayLike | Tensor | None = None
-    rms: ArrayLike | Tensor | None = None
-    point: ArrayLike | Tensor | None = None
-    vote: ArrayLike | Tensor | None = None
-    median_distance: ArrayLike | Tensor | None = None
-    purity_1: ArrayLike | Tensor | None = None
-
-
-def aligned(index: ArrayLike | Tensor, at: ArrayLike | Tensor, values: ArrayLike | Tensor) -> NDArray[np.float64]:
-    """Return `values` (M,), measured at the positions `at` (M,), for the positions `index` (N,): NaN where absent."""
-    found = pd.Series(_array(values), index=_array(at), dtype=np.float64).reindex(_array(index))
-    return found.to_numpy()
+_NUMBERS = ["y", "rms", "point", "vote", "median_distance", "purity_1"]  # what the claims need of an image
 
 
 def verdict(statistic: Rate, threshold: float) -> str:
@@ -82,8 +32,8 @@ def verdict(statistic: Rate, threshold: float) -> str:
     return "fails" if statistic.high < threshold else "undecided"
 
 
-def table(measured: Iterable[Measured], detectors: Iterable[DetectorRow] = (), *, pixel_max: float) -> pd.DataFrame:
-    """Return one row a (claim, model, examples), columns `COLUMNS`, for all sets of examples in `measured`.
+def table(images: pd.DataFrame, detectors: pd.DataFrame | None = None, *, pixel_max: float) -> pd.DataFrame:
+    """Return one row a (claim, model, examples), columns `COLUMNS`, for all sets of examples in `images`.
 
     Every claim says that a statistic lies above a threshold; `low` and `high` are its 95 % interval, `n` the number
     of images (or pairs) in it. Rates have Wilson's interval, differences of rates Newcombe's (paired where both
@@ -96,22 +46,25 @@ def table(measured: Iterable[Measured], detectors: Iterable[DetectorRow] = (), *
     - Claim 6: a median that is infinite for both versions is not nearer. Claim 7: no ray reached is purity 0.
     - Claim 8: detectors tested on the attack that they were trained on; `n` is the smaller class.
 
-    The statistic of claim 2 is in the data set's own units.
-
-    Raises
-    ------
-    ValueError
-        If a model's set of examples comes twice, names an image twice, or has arrays of unequal lengths.
+    Parameters
+    ----------
+    images
+        One row an image, as `tables.images` returns them.
+    detectors
+        Rows of detector.csv; None: claim 8 has no rows.
+    pixel_max
+        The data set's own unit, in which `rms` and with it the statistic of claim 2 are stated.
     """
     sets: dict[str, dict[str, pd.DataFrame]] = {}
-    for one in measured:
-        of_model = sets.setdefault(one.model, {})
-        if one.examples in of_model:
-            raise ValueError(f"expected one set of examples a name, got {one.examples} of {one.model} twice")
-        of_model[one.examples] = _images(one)
+    for (model, examples), part in images.groupby(["model", "examples"], sort=False):
+        frame = part.set_index("index")[["correct", "success", *_NUMBERS]]
+        frame[_NUMBERS] = frame[_NUMBERS].astype("Float64").astype(float)
+        frame["correct"] = frame.correct.fillna(False).astype(bool)
+        frame["success"] = frame.success.fillna(False).astype(bool) & frame.correct
+        sets.setdefault(str(model), {})[str(examples)] = frame
     rows: list[dict[str, Any]] = []
-    for model, of_model in sets.items():
-        rows += _of_model(model, of_model, pixel_max)
+    for name, of_model in sets.items():
+        rows += _of_model(name, of_model, pixel_max)
     rows += _hardening(sets)
     rows += _detection(detectors)
     rows.sort(key=lambda row: int(row["claim"]))
@@ -129,8 +82,8 @@ def _of_model(model: str, sets: dict[str, pd.DataFrame], pixel_max: float) -> It
         if "OPTBRITTLE" in sets:
             both = _both(sets, name, "OPTBRITTLE")
             both = both[both.success_a & both.success_b]
-            change = intervals.mean(both.rms_a - both.rms_b, bounds=_CHANGE)
-            yield _row(2, model, name, f"OPTBRITTLE distorts less than {name}", _scaled(change, pixel_max), 0.0)
+            change = intervals.mean(both.rms_a - both.rms_b, bounds=(-pixel_max, pixel_max))
+            yield _row(2, model, name, f"OPTBRITTLE distorts less than {name}", change, 0.0)
         for other in ("FGSM", "PGD", "OPTBRITTLE"):
             if other in sets:
                 both = _both(sets, other, name, needed=["vote"])
@@ -155,7 +108,7 @@ def _of_model(model: str, sets: dict[str, pd.DataFrame], pixel_max: float) -> It
         yield _row(6, model, name, f"boundaries are nearer around {name} than around benign images", rate, 0.5)
         pairs = _both(sets, name, "benign", needed=["purity_1"])
         pairs = pairs[pairs.success_a & pairs.correct_b]
-        change = intervals.mean(pairs.purity_1_a - pairs.purity_1_b, bounds=_CHANGE)
+        change = intervals.mean(pairs.purity_1_a - pairs.purity_1_b, bounds=(-1.0, 1.0))
         yield _row(7, model, name, f"the boundary around {name} is purer than around benign images", change, 0.0)
 
 
@@ -171,37 +124,13 @@ def _hardening(sets: dict[str, dict[str, pd.DataFrame]]) -> Iterator[dict[str, A
     yield _row(3, "pgd", "FGSM", statement, intervals.difference_of_rates(*rates), 0.0)
 
 
-def _detection(detectors: Iterable[DetectorRow]) -> Iterator[dict[str, Any]]:
+def _detection(detectors: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of claim 8."""
-    for row in detectors:
+    for row in () if detectors is None else detectors.itertuples():
         if row.trained_on == row.tested_on:
-            n = min(row.rates.false_positive_rate.n, row.rates.false_negative_rate.n)
-            area = Rate(row.rates.auc.value, row.rates.auc.low, row.rates.auc.high, n)
+            area = Rate(row.auc, row.auc_low, row.auc_high, min(row.n_benign, row.n_adversarial))
             statement = f"boundary information separates benign images from {row.tested_on}"
             yield _row(8, row.model, row.tested_on, statement, area, 0.9)
-
-
-def _images(one: Measured) -> pd.DataFrame:
-    """Return the arrays of `one` as columns, a row an image, NaN (success: False) where nothing was measured."""
-    index = _array(one.index)
-    columns: dict[str, NDArray[Any]] = {}
-    for name in ("y", "correct", "success", "rms", "point", "vote", "median_distance", "purity_1"):
-        values = getattr(one, name)
-        column = np.full(index.shape, math.nan) if values is None else _array(values)
-        if column.shape != index.shape or index.ndim != 1:
-            raise ValueError(
-                f"expected {name} of {one.examples} with one entry an image, got {column.shape} for {index.shape}; "
-                "spread it with claims.aligned"
-            )
-        columns[name] = column.astype(np.float64)
-    if np.unique(index).size != index.size:
-        raise ValueError(f"expected every image once, got an index twice in {one.examples} of {one.model}")
-    frame = pd.DataFrame(columns, index=index)
-    for name in ("point", "vote"):
-        frame[name] = frame[name].where(frame[name] >= 0)
-    frame["correct"] = frame.correct == 1
-    frame["success"] = (frame.success == 1) & frame.correct
-    return frame
 
 
 def _both(sets: dict[str, pd.DataFrame], a: str, b: str, *, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -216,15 +145,7 @@ def _gain(images: pd.DataFrame) -> Rate:
     return intervals.paired_difference_of_rates(images.vote == images.y, images.point == images.y)
 
 
-def _scaled(rate: Rate, factor: float) -> Rate:
-    return Rate(factor * rate.value, factor * rate.low, factor * rate.high, rate.n)
-
-
 def _row(claim: int, model: str, examples: str, statement: str, statistic: Rate, threshold: float) -> dict[str, Any]:
     values = (claim, model, examples, statement, statistic.value, threshold, statistic.low, statistic.high, statistic.n)
     return dict(zip(COLUMNS, (*values, verdict(statistic, threshold)), strict=True))
 
-
-def _array(values: ArrayLike | Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    return array

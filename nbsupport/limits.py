@@ -13,6 +13,8 @@ _CHOICES = {
     "augment": ("none", "crop", "crop-flip"),
     "pgd_augment": ("none", "crop", "crop-flip"),
     "brittle_solver": ("ddn", "adam"),
+    "precision": ("float32", "mixed"),
+    "targeted": ("off", "random", "least-likely"),
 }
 _FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confidence", "detector_shift")
 _HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)

@@ -19,12 +19,18 @@ from nbsupport import arguments
 
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
+# The first setting of each group of `Settings`, and the notebook that uses it first.
+_GROUPS = {"dataset": "01", "model": "02", "precision": "03", "directions": "05", "detector_steps": "06"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run. Every field can be overridden by name (`-p NAME VALUE`)."""
+    """The settings of one run, in the order of the notebooks that first use them.
 
+    Every field can be overridden by name (`-p NAME VALUE`).
+    """
+
+    # 01_datasets
     dataset: str
     preset: str
     train_data: str  # a data set's name, folder:PATH or npz:PATH
@@ -34,8 +40,9 @@ class Settings:
     n: int = 100  # test images given to every attack, the first in stored order
     train_n: int | None = None  # training images used, the first in stored order; None: all
     validation_n: int = 200  # of these, kept aside for validation
+    eps: float = 0.15  # L-inf budget of training, FGSM and PGD
 
-    # training [M]
+    # 02_training [M]
     model: str = "digits_cnn"  # a name of models.build, or package.module:function
     epochs: int = 40  # normal training
     pgd_schedule: str = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
@@ -47,14 +54,15 @@ class Settings:
     label_smoothing: float = 0.0  # of the normal model; 0.1 caps its logits, and OPTSTRONG then fails on 14 of 19
     augment: str = "crop"  # of the normal model: "none", "crop" or "crop-flip"
     pgd_augment: str = "none"  # of the PGD-trained model
-    eps: float = 0.15  # L-inf budget of training, FGSM and PGD
     train_steps: int = 10
     train_step_size: float = 0.0375
-
-    # attacks, method section 4
-    pgd_steps: int = 40
+    pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
+
+    # 03_attacks, method section 4
+    precision: str = "float32"  # "mixed": bfloat16 where a result is confirmed in float32
+    targeted: str = "off"  # "random" or "least-likely": the class that every attack is to reach
     brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
     brittle_steps: int = 200  # of ddn
     confidence: float = 10.0  # OPTSTRONG's
@@ -71,13 +79,11 @@ class Settings:
     authors_lr: float = 0.2
     authors_const: float = 0.2
     distance_scale: float = 255.0**2  # by which `authors` divides the squared distance
-
-    # region classification [C], [H]
-    radius: float = 0.15
+    radius: float = 0.15  # of region classification [C], [H]
     samples: int = 100
     region_n: int = 500  # benign images given to the vote, which is cheap
 
-    # decision boundary [H]
+    # 05_boundary_analysis [H]
     directions: int | None = 64  # None: one for each pixel and channel, at most 1000
     negate: bool = True
     magnitude_step: float = 0.01
@@ -88,7 +94,7 @@ class Settings:
     geometry_rays: int = 32  # directions along which re-entries and normals are found
     triple_pairs: int = 64  # random planes through an image in which triple points are counted
 
-    # detector [H-code]
+    # 06_detector [H-code]
     detector_steps: int = 500
     detector_pairs: int = 64
     detector_train_share: float = 0.6
@@ -258,6 +264,16 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     if values.get("root") is not None:
         values["root"] = str(Path(values["root"]).expanduser().resolve())
     return Settings(dataset=_absolute_source(dataset), preset=preset, **values)
+
+
+def used_by(stage: str) -> list[str]:
+    """Return the names of the settings that the results of the notebook `stage` depend on."""
+    names, first = [], ""
+    for field in dataclasses.fields(Settings):
+        first = _GROUPS.get(field.name, first)
+        if first <= stage[:2]:
+            names.append(field.name)
+    return names
 
 
 def _fields() -> list[tuple[dataclasses.Field[Any], Any]]:

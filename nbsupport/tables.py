@@ -1,31 +1,43 @@
-"""Measurements in, tables out: the columns of every results table, in the data set's own units.
+"""Measurements in, tables out: one row an image first, then every results table as a group-by of it.
 
-An empty cell (NaN) means not measured. Lengths (RMS, distance, eps, radius) come in [0, 1] units and are multiplied
-by `pixel_max`, the white of the data set.
+Frames of images have the key columns model, examples, index. An empty cell (NaN) means not measured, `inf` a distance
+beyond the last magnitude. Lengths are stated in the data set's own units: [0, 1] units times `pixel_max`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
 from torch import Tensor
 
-from nbsupport.attacks import Attack, Stability
-from nbsupport.boundary import Profile, purity
-from nbsupport.detector import Rates
+from nbsupport import intervals
+from nbsupport.attacks import Attack, Stability, best_of
+from nbsupport.boundary import Audit, Geometry, Profile, purity
+from nbsupport.data import ImageSet
+from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
+from nbsupport.region import Vote
+from nbsupport.suite import BENIGN, Keys, by_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
     return tuple(name + end for name in names for end in ("", "_low", "_high"))
 
 
+KEY = ["model", "examples", "index"]
+IMAGES = (
+    *(*KEY, "y", "correct", "success", "rms", "point", "vote", "votes_for_true", "p_lower", "abstain"),
+    *("median_distance", "reached_share", "share_below_region_line", "purity_1", "purity_2", "purity_3"),
+    *("detector_part", "detector_score"),
+)
+_KINDS = {"Int64": ("index", "y", "point", "vote", "votes_for_true"), "boolean": ("correct", "success", "abstain")}
 ATTACKS = (
     *("model", "attack", "solver", "variant", "eps_or_confidence", "n", "n_misclassified"),
     *_with_interval("success_rate"),
@@ -41,204 +53,460 @@ DETECTOR = (
     *_with_interval("false_positive_rate", "false_negative_rate", "auc"),
 )
 STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
+GEOMETRY = (
+    *("model", "examples", "n", "triple_cells", "triple_cells_low", "triple_cells_high", "triple_share"),
+    *("crossings", "reentry_share", "reentry_low", "reentry_high", "mean_angle"),
+)
+AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 
 
-@dataclass(frozen=True)
-class AttackRow:
-    """An attack on all images it was given, also the misclassified ones. Give `eps` ([0, 1] units) or `confidence`."""
-
-    model: str
-    attack: str
-    result: Attack
-    solver: str | None = None
-    variant: str | None = None
-    eps: float | None = None
-    confidence: float | None = None
-    seconds: float = math.nan
+# One row an image
 
 
-@dataclass(frozen=True)
-class RegionRow:
-    """Labels (N,) int64 of one set of examples: the truth, the classifier's and the vote's.
+def attacked(
+    results: Mapping[Keys, Attack], benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float
+) -> pd.DataFrame:
+    """Return what the attacks did to each image: the key, y, correct, success, rms.
 
-    `counted` (N,) bool says which images the row is about; None: all. Benign images all count, whether they were
-    classified correctly or not. Of an attack's images those count that were attacked (`Attack.correct`), with the
-    image that the attack returned, so that the point accuracy is one minus the success rate.
+    `benign` are, for each model, which of the first images (N,) bool it classifies correctly: its rows of examples
+    "benign", without success and rms. `y` are the labels of the test set.
     """
-
-    model: str
-    examples: str
-    y: Tensor
-    point: Tensor
-    vote: Tensor
-    radius: float
-    samples: int
-    counted: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class BoundaryRow:
-    """The boundary around the images the row is about: correctly classified benign, or successful adversarial ones."""
-
-    model: str
-    examples: str
-    profile: Profile
+    parts = []
+    for model, right in benign.items():
+        parts.append(_rows(model, BENIGN, torch.arange(len(right)), y=y[: len(right)], correct=right))
+        for name, attack in by_model(results).get(model, {}).items():
+            entries = {"y": y[: len(attack)], "correct": attack.correct, "success": attack.success}
+            rms = pixel_max * attack.rms.double()
+            parts.append(_rows(model, name, torch.arange(len(attack)), **entries, rms=rms))
+    return _typed(pd.concat(parts, ignore_index=True))
 
 
-@dataclass(frozen=True)
-class DetectorRow:
-    """The rates of a detector trained on the benign images and one attack, tested with another (or the same)."""
-
-    model: str
-    trained_on: str
-    tested_on: str
-    rates: Rates
-
-
-@dataclass(frozen=True)
-class StabilityRow:
-    """Which of an attack's successful examples were undone by scoring them again."""
-
-    model: str
-    examples: str
-    flips: Stability
+def voted(votes: Mapping[Keys, Vote], points: Mapping[Keys, Tensor], y: Tensor) -> pd.DataFrame:
+    """Return the point label and the vote of each image: the key, point, vote, votes_for_true, p_lower, abstain."""
+    parts = []
+    for (model, name), vote in votes.items():
+        index = torch.arange(len(vote))
+        for_true = vote.counts.gather(1, y[: len(vote), None])[:, 0]
+        columns = {"vote": vote.label, "votes_for_true": for_true, "p_lower": vote.p_lower, "abstain": vote.abstain}
+        parts.append(_rows(model, name, index, point=points[model, name], **columns))
+    return pd.concat(parts, ignore_index=True)
 
 
-def attacks(rows: Iterable[AttackRow], *, pixel_max: float) -> pd.DataFrame:
-    """Return one row an attack, columns `ATTACKS`.
+def probed(
+    profiles: Mapping[Keys, Profile],
+    positions: Mapping[Keys, Tensor],
+    *,
+    radius: float,
+    num_classes: int,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return the rays of each image in numbers: the key, median_distance, reached_share, share_below_region_line, purity.
+
+    The line is the expected RMS of a point of the vote before clipping, radius / sqrt(3).
+    """
+    parts = []
+    for (model, name), profile in profiles.items():
+        columns: dict[str, Any] = {
+            "median_distance": pixel_max * ray_medians(profile),
+            "reached_share": profile.reached.double().mean(1),
+            "share_below_region_line": (profile.distance < radius / math.sqrt(3)).double().mean(1),
+        }
+        purities = purity(profile, num_classes=num_classes, top=3)
+        columns |= {f"purity_{j + 1}": purities[:, j] for j in range(purities.shape[1])}
+        parts.append(_rows(model, name, positions[model, name], **columns))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+
+
+def scored(
+    detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Mapping[Keys, Tensor], part: Tensor
+) -> pd.DataFrame:
+    """Return each image's score by the detector of its attack (benign: by that of `all`): the key, detector_part and _score.
+
+    `part` (n,) bool: the images that detectors were trained on; "test" in the column `detector_part` are the others.
+    """
+    parts = []
+    for (model, name), profile in profiles.items():
+        judge = detectors.get((model, "all" if name == BENIGN else name))
+        if judge is not None:
+            seen = np.where(part[positions[model, name]].numpy(), "training", "test")
+            rows = _rows(model, name, positions[model, name], detector_score=judge.score(profile))
+            parts.append(rows.assign(detector_part=seen))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+
+
+def _rows(model: str, examples: str, index: Tensor, **columns: Any) -> pd.DataFrame:
+    named = {name: values.cpu().numpy() if isinstance(values, Tensor) else values for name, values in columns.items()}
+    return pd.DataFrame({"model": model, "examples": examples, "index": index.numpy(), **named})
+
+
+def images(first: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
+    """Return images.csv, columns `IMAGES`: the rows of `first`, which `attacked` returned, with the columns of `others`.
+
+    Raises ValueError where a frame names an image of a set twice.
+    """
+    joined = first
+    for frame in (first, *others):
+        twice = frame[frame.duplicated(KEY)]
+        if len(twice):
+            model, examples, index = twice.iloc[0][KEY]
+            raise ValueError(f"expected every image once, got image {index} twice in {examples} of {model}")
+    for frame in others:
+        joined = joined.merge(frame, how="left", on=KEY, validate="one_to_one")
+    return _typed(joined.reindex(columns=list(IMAGES)))
+
+
+def _typed(images: pd.DataFrame) -> pd.DataFrame:
+    """Return `images` with whole numbers and yes/no answers as such, also where some are missing."""
+    return images.astype({name: kind for kind, names in _KINDS.items() for name in names if name in images})
+
+
+# Tables
+
+
+def datasets(train: ImageSet, test: ImageSet) -> pd.DataFrame:
+    """Return a row for the training and one for the test images: how many, their shape, and their range in its unit."""
+    rows = []
+    for part, held in (("training", train), ("test", test)):
+        counts = held.y.bincount(minlength=held.num_classes)
+        sizes = {"classes": held.num_classes, "fewest_in_a_class": int(counts.min())}
+        pixels = {"lowest": held.x.min(), "mean": held.x.mean(), "highest": held.x.max()}
+        rows.append(
+            {
+                **{"part": part, "source": held.name, "images": len(held), "shape": "x".join(map(str, held.in_shape))},
+                **{**sizes, "most_in_a_class": int(counts.max())},
+                **{f"{name}_pixel": held.pixel_max * float(value) for name, value in pixels.items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy(
+    results: Mapping[str, Attack], schedules: Mapping[str, str], *, eps: float, steps: int, pixel_max: float
+) -> pd.DataFrame:
+    """Return training.csv: the accuracy of each model before and after PGD, with Wilson's 95 % intervals.
+
+    `pgd_accuracy` is the share that is classified correctly before and after PGD of `steps` steps within `eps`;
+    `schedules` says how each model was trained.
+    """
+    rows = []
+    for model, result in results.items():
+        robust = result.correct & ~result.success
+        rates = {"benign_accuracy": result.correct, "pgd_accuracy": robust}
+        cells = [_cells(name, wilson(int(right.sum()), len(right))) for name, right in rates.items()]
+        said = {"eps": pixel_max * eps, "steps": steps, "schedule": schedules[model]}
+        rows.append({"model": model, "n": len(result), **cells[0], **cells[1], **said})
+    return pd.DataFrame(rows)
+
+
+def attacks(
+    images: pd.DataFrame,
+    results: Mapping[Keys, Attack],
+    about: pd.DataFrame,
+    seconds: Mapping[Keys, float],
+    *,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return one row an attack, columns `ATTACKS`; passes are from `results`, settings from `about` (`suite.about`).
 
     `n` counts the attacked, that is correctly classified, images; rates and passes are over them, `mean_rms` and
     `median_rms` over the successful ones.
     """
-    return _frame((_attack(row, pixel_max) for row in rows), ATTACKS)
+    known, rows = about.set_index("attack"), []
+    for (model, name), part in _sets(images):
+        if name == BENIGN:
+            continue
+        result, settings = results[model, name], known.loc[name]
+        right = part[part.correct]
+        rms = right.rms[right.success].to_numpy(float)
+        budget = settings.confidence if math.isnan(settings.eps) else pixel_max * settings.eps
+        passes = {f"{way}_per_image": _mean(getattr(result, way)[result.correct]) for way in ("forwards", "backwards")}
+        rows.append(
+            {
+                **{"model": model, "attack": name, "solver": settings.solver, "variant": settings.variant},
+                **{"eps_or_confidence": budget, "n": len(right), "n_misclassified": len(part) - len(right)},
+                **_cells("success_rate", wilson(int(right.success.sum()), len(right))),
+                **{"mean_rms": _mean(rms), "median_rms": float(np.median(rms)) if rms.size else math.nan},
+                **{**passes, "seconds": seconds[model, name]},
+            }
+        )
+    return pd.DataFrame(rows, columns=list(ATTACKS))
 
 
-def region(rows: Iterable[RegionRow], *, pixel_max: float) -> pd.DataFrame:
-    """Return one row a set of examples, columns `REGION`: shares of the counted images with the true label."""
-    return _frame((_region(row, pixel_max) for row in rows), REGION)
+def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: float) -> pd.DataFrame:
+    """Return one row a set of examples, columns `REGION`: shares of the images with the true label.
+
+    Benign images all count, whether they were classified correctly or not. Of an attack's images those count that were
+    attacked, with the image that the attack returned, so that the point accuracy is one minus the success rate.
+    """
+    rows = []
+    for (model, name), part in _sets(images[images.vote.notna()]):
+        counted = part if name == BENIGN else part[part.correct]
+        rate = wilson(int((counted.vote == counted.y).sum()), len(counted))
+        rows.append(
+            {
+                **{"model": model, "examples": name, "n": rate.n, "point_accuracy": _mean(counted.point == counted.y)},
+                **{"region_accuracy": rate.value, "region_low": rate.low, "region_high": rate.high},
+                **{"radius": pixel_max * radius, "samples": samples},
+            }
+        )
+    return pd.DataFrame(rows, columns=list(REGION))
 
 
-def boundary(rows: Iterable[BoundaryRow], *, num_classes: int, pixel_max: float) -> pd.DataFrame:
+def other_regions(
+    variants: Mapping[str, Mapping[str, Any]],
+    labels: Mapping[tuple[str, str], Tensor],
+    y: Tensor,
+    counted: Tensor,
+    *,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return region_other.csv: one row a variant (as `suite.region_variants`), the accuracy on every set of examples.
+
+    `labels` (N,) by variant and examples are compared with `y` (N,) on the images `counted` (N,) bool, with Wilson's
+    95 % interval.
+    """
+    rows = []
+    for variant, settings in variants.items():
+        row = {"shape": settings["shape"], "combine": settings["combine"], "radius": pixel_max * settings["radius"]}
+        row["n"] = int(counted.sum())
+        for name in dict.fromkeys(examples for _, examples in labels):
+            right = (labels[variant, name] == y) & counted
+            row |= _cells(f"{name}_accuracy", wilson(int(right.sum()), row["n"]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def boundary(images: pd.DataFrame, profiles: Mapping[Keys, Profile], *, pixel_max: float) -> pd.DataFrame:
     """Return one row a set of examples, columns `BOUNDARY`.
 
     `median_distance` is the median over images and rays, rays without a boundary being infinitely long; the cell is
     empty where that median is infinite. Purities are means over images.
     """
-    return _frame((_boundary(row, num_classes, pixel_max) for row in rows), BOUNDARY)
+    of_set, rows = dict(_sets(images)), []
+    for (model, name), profile in profiles.items():
+        median = float(np.median(profile.distance.cpu().numpy()))
+        measured = of_set[model, name].dropna(subset="reached_share")
+        purities = {column: _mean(measured[column]) for column in ("purity_1", "purity_2", "purity_3")}
+        rows.append(
+            {
+                **{"model": model, "examples": name, "n": len(profile)},
+                "median_distance": pixel_max * median if math.isfinite(median) else math.nan,
+                **{"reached_share": _mean(profile.reached), **purities},
+            }
+        )
+    return pd.DataFrame(rows, columns=list(BOUNDARY))
 
 
-def detector(rows: Iterable[DetectorRow]) -> pd.DataFrame:
-    """Return one row a pair of training and test examples, columns `DETECTOR`."""
-    return _frame((_detector(row) for row in rows), DETECTOR)
+def detector(
+    detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[str, Profile]]
+) -> pd.DataFrame:
+    """Return one row a pair of training and test examples, columns `DETECTOR`.
+
+    `unseen`: for each model the profiles that no detector was trained on, by examples, `benign` and `all` among them.
+    """
+    rows = []
+    for (model, trained_on), judge in detectors.items():
+        for tested_on, adversarial in unseen[model].items():
+            if tested_on == BENIGN:
+                continue
+            rates = judge.rates(unseen[model][BENIGN], adversarial)
+            false = {"false_positive_rate": rates.false_positive_rate, "false_negative_rate": rates.false_negative_rate}
+            rows.append(
+                {
+                    **{"model": model, "trained_on": trained_on, "tested_on": tested_on},
+                    **{"n_benign": rates.false_positive_rate.n, "n_adversarial": rates.false_negative_rate.n},
+                    **_cells("false_positive_rate", false["false_positive_rate"]),
+                    **_cells("false_negative_rate", false["false_negative_rate"]),
+                    **_cells("auc", rates.auc),
+                }
+            )
+    return pd.DataFrame(rows, columns=list(DETECTOR))
 
 
-def stability(rows: Iterable[StabilityRow]) -> pd.DataFrame:
+def stability(flips: Mapping[Keys, Stability]) -> pd.DataFrame:
     """Return one row an attack, columns `STABILITY`: the shares of its `n` successful examples that were undone."""
-    return _frame((_stability(row) for row in rows), STABILITY)
+    fields = dict(zip(STABILITY[3:], ("alone", "batch", "float64", "eight_bit"), strict=True))
+    rows = [
+        {"model": model, "examples": name, "n": len(found), **{c: _mean(getattr(found, f)) for c, f in fields.items()}}
+        for (model, name), found in flips.items()
+    ]
+    return pd.DataFrame(rows, columns=list(STABILITY))
 
 
-def ray_medians(profile: Profile) -> NDArray[np.float64]:
-    """Return the median distance (N,) of each image's rays, [0, 1] units; inf where half of them meet no boundary."""
-    if len(profile.distance) == 0:
-        return np.empty(0)
-    medians: NDArray[np.float64] = np.median(_array(profile.distance).astype(np.float64), axis=1)
-    return medians
+def nearest(results: Mapping[Keys, Attack], *, pixel_max: float) -> pd.DataFrame:
+    """Return nearest.csv: every attack against the least distortion that any attack needed, one row each.
+
+    The rows are about the first images, which every attack was given, of these about the n that were attacked.
+    `nearest_share`: the part of the images on which this attack was the nearest. `mean_rms` is over its own successes,
+    `mean_excess` is that mean over the mean of the least RMS on the same images, less one; of the rows "best of all"
+    `mean_rms` is the mean of that least RMS.
+    """
+    rows = []
+    for model, sets in by_model(results).items():
+        common = slice(min(map(len, sets.values())))
+        firsts = {name: attack.take(common) for name, attack in sets.items()}
+        best = best_of(list(firsts.values()))
+        for name, attack in {**firsts, "best of all": best}.items():
+            own, nearer = attack.success, attack.success & (attack.rms == best.rms)
+            mean = _mean(attack.rms[own])
+            rows.append(
+                {
+                    **{"model": model, "attack": name, "n": int(best.correct.sum())},
+                    **{"success_rate": _mean(own[best.correct]), "nearest_share": _mean(nearer[best.correct])},
+                    **{"mean_rms": pixel_max * mean, "mean_excess": mean / _mean(best.rms[own]) - 1 if own.any() else math.nan},
+                }
+            )
+    return pd.DataFrame(rows)
 
 
-def _attack(row: AttackRow, pixel_max: float) -> dict[str, Any]:
-    if (row.eps is None) == (row.confidence is None):
-        raise ValueError(f"expected eps or confidence for {row.attack}, got {row.eps!r} and {row.confidence!r}")
-    correct = _array(row.result.correct)
-    success = _array(row.result.success) & correct
-    rms = pixel_max * _array(row.result.rms)[success].astype(np.float64)
-    n = int(correct.sum())
-    return {
-        "model": row.model,
-        "attack": row.attack,
-        "solver": row.solver,
-        "variant": row.variant,
-        "eps_or_confidence": row.confidence if row.eps is None else pixel_max * row.eps,
-        "n": n,
-        "n_misclassified": correct.size - n,
-        **_cells("success_rate", wilson(int(success.sum()), n)),
-        "mean_rms": _mean(rms),
-        "median_rms": float(np.median(rms)) if rms.size else math.nan,
-        "forwards_per_image": _mean(_array(row.result.forwards)[correct]),
-        "backwards_per_image": _mean(_array(row.result.backwards)[correct]),
-        "seconds": row.seconds,
-    }
+def evasion(
+    rows: Sequence[tuple[str, float | str, Attack, Tensor]], about: pd.DataFrame, *, pixel_max: float
+) -> pd.DataFrame:
+    """Return evasion.csv: distortion and region accuracy, one row for each (curve, demand, attack, kept).
+
+    `curve` names what grows and `demand` its value; of the curve "published" it is an attack's name, of which `about`
+    (`suite.about`) says more. `kept` (N,) bool says which images' true label wins the vote.
+    `mean_rms` is over the successes; `region_accuracy` the share of the attacked images that are kept, with Wilson's
+    95 % interval.
+    """
+    known, frame = about.set_index("attack"), []
+    for curve, demand, attack, kept in rows:
+        if curve == "published":
+            demand = f"{demand} ({known.solver[demand]}, {known.variant[demand]})"
+        elif curve == "size of the views":
+            demand = pixel_max * float(demand)
+        n = int(attack.correct.sum())
+        rate = wilson(int((kept & attack.correct).sum()), n)
+        frame.append(
+            {
+                **{"curve": curve, "demand": demand, "n": n, "success_rate": float(attack.success.sum()) / n if n else math.nan},
+                **{"mean_rms": pixel_max * _mean(attack.rms[attack.success])},
+                **{"region_accuracy": rate.value, "region_low": rate.low, "region_high": rate.high},
+            }
+        )
+    return pd.DataFrame(frame)
 
 
-def _region(row: RegionRow, pixel_max: float) -> dict[str, Any]:
-    y, point, vote = (_array(labels) for labels in (row.y, row.point, row.vote))
-    counted = np.full(y.shape, True) if row.counted is None else _array(row.counted)
-    accuracy = wilson(int((vote == y)[counted].sum()), int(counted.sum()))
-    return {
-        "model": row.model,
-        "examples": row.examples,
-        "n": accuracy.n,
-        "point_accuracy": _mean((point == y)[counted]),
-        "region_accuracy": accuracy.value,
-        "region_low": accuracy.low,
-        "region_high": accuracy.high,
-        "radius": pixel_max * row.radius,
-        "samples": row.samples,
-    }
+def geometry(found: Mapping[Keys, Geometry]) -> pd.DataFrame:
+    """Return one row a set of examples, columns `GEOMETRY`.
+
+    `triple_cells` is the mean number of cells in a plane, averaged over the planes of an image and then over images,
+    with Student's interval over images (infinite where all have as many); `triple_share` the share of images with
+    any. `reentry_share`, of the `crossings` (rays that meet a boundary), comes with Wilson's interval, which takes all
+    rays for independent. `mean_angle` is over the rays that have one, in degrees.
+    """
+    rows = []
+    for (model, name), one in found.items():
+        of_image = one.triple.double().mean(1)
+        cells = intervals.mean(of_image.numpy(), bounds=(0, math.inf))
+        crossings = int(one.reached.sum())
+        again = wilson(int(one.returned.sum()), crossings)
+        values = (model, name, cells.n, cells.value, max(cells.low, 0.0), cells.high, _mean(of_image > 0))
+        rows.append((*values, crossings, again.value, again.low, again.high, float(one.angle.nanmean())))
+    return pd.DataFrame(rows, columns=list(GEOMETRY))
 
 
-def _boundary(row: BoundaryRow, num_classes: int, pixel_max: float) -> dict[str, Any]:
-    distance = _array(row.profile.distance)
-    median = float(np.median(distance)) if distance.size else math.nan
-    purities = _array(purity(row.profile, num_classes=num_classes, top=3))
-    return {
-        "model": row.model,
-        "examples": row.examples,
-        "n": len(distance),
-        "median_distance": pixel_max * median if math.isfinite(median) else math.nan,
-        "reached_share": _mean(_array(row.profile.reached)),
-        **{f"purity_{j + 1}": _mean(purities[:, j]) for j in range(3)},
-    }
+def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
+    """Return one row a set of examples, columns `AUDIT`.
+
+    `differing` is the share of the audited rays of which the profile states another distance or another class, with
+    Wilson's 95 % interval.
+    """
+    rows = []
+    for (model, name), one in found.items():
+        rate = wilson(int(one.differs.sum()), len(one.differs))
+        rows.append((model, name, rate.n, rate.value, rate.low, rate.high))
+    return pd.DataFrame(rows, columns=list(AUDIT))
 
 
-def _detector(row: DetectorRow) -> dict[str, Any]:
-    rates = row.rates
-    return {
-        "model": row.model,
-        "trained_on": row.trained_on,
-        "tested_on": row.tested_on,
-        "n_benign": rates.false_positive_rate.n,
-        "n_adversarial": rates.false_negative_rate.n,
-        **_cells("false_positive_rate", rates.false_positive_rate),
-        **_cells("false_negative_rate", rates.false_negative_rate),
-        **_cells("auc", rates.auc),
-    }
-
-
-def _stability(row: StabilityRow) -> dict[str, Any]:
-    flips = row.flips
-    return {
-        "model": row.model,
-        "examples": row.examples,
-        "n": len(flips.alone),
-        "flips_alone": _mean(_array(flips.alone)),
-        "flips_batch": _mean(_array(flips.batch)),
-        "flips_float64": _mean(_array(flips.float64)),
-        "flips_8bit": _mean(_array(flips.eight_bit)),
-    }
-
-
-def _frame(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=list(columns))
+def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:
+    """Return the rows of each (model, examples), in the order in which they first appear."""
+    return [((str(key[0]), str(key[1])), part) for key, part in images.groupby(KEY[:2], sort=False)]
 
 
 def _cells(name: str, rate: Rate) -> dict[str, float]:
     return dict(zip(_with_interval(name), (rate.value, rate.low, rate.high), strict=True))
 
 
-def _array(values: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.detach().cpu().numpy()
-    return array
+def _mean(values: Tensor | pd.Series[Any] | NDArray[Any]) -> float:
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return float(array.mean(dtype=np.float64)) if array.size else math.nan
 
 
-def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean(dtype=np.float64)) if values.size else math.nan
+# For the reader
+
+
+def share(answers: Tensor) -> Rate:
+    """Return the share of the `answers` (n,) bool that are true, with Wilson's 95 % interval."""
+    return wilson(int(answers.sum()), len(answers))
+
+
+def cell(frame: pd.DataFrame, column: str, **row: Any) -> str:
+    """Return one cell of a results table as `show` writes it; "not measured" where the row is absent or empty.
+
+    `row` names the row by its values, such as model="normal".
+    """
+    for name, value in row.items():
+        frame = frame[frame[name] == value]
+    if len(frame) > 1:
+        raise ValueError(f"expected {row} to name one row, got {len(frame)}; name it by more columns")
+    return (_texts(frame, column) or [""])[0] or "not measured"
+
+
+def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] = ()) -> Styler:
+    """Return `frame` for a notebook: rates with their interval in one cell, such as "98 % [97, 99]", all rows shown.
+
+    Parameters
+    ----------
+    frame
+        A results table; `x`, `x_low` and `x_high` become one column `x`.
+    by
+        A column whose values become columns, such as "model"; the other columns of text name the rows.
+    columns
+        The columns to show, in this order; empty: all.
+    """
+    hidden = {end for pair in _interval_columns(frame).values() for end in pair}
+    text = {name: _texts(frame, name) for name in columns or [name for name in frame if name not in hidden]}
+    shown = pd.DataFrame(text, columns=list(text))
+    if by is not None:
+        keys = [name for name in text if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
+        order = list(dict.fromkeys(zip(*(shown[key] for key in keys), strict=True)))
+        shown = shown.pivot(index=keys, columns=by, values=[name for name in text if name not in (*keys, by)])
+        shown = shown.loc[order if len(keys) > 1 else [key for (key,) in order]].fillna("")
+    style = shown.style.set_table_styles([{"selector": "td, th", "props": "text-align: right; white-space: nowrap"}])
+    return style if by is not None else style.hide(axis="index")
+
+
+def _texts(frame: pd.DataFrame, name: str) -> list[str]:
+    """Return the cells of a column, with the interval that stands in the next two."""
+    percent = name.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
+    columns = [frame[each] for each in (name, *_interval_columns(frame).get(name, ()))]
+    return [_cell(_percent if percent else _number, *values) for values in zip(*columns, strict=True)]
+
+
+def _interval_columns(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return which columns are the ends of the interval of which other column."""
+    ends: dict[str, tuple[str, str]] = {}
+    names = list(frame)
+    for low in [name for name in names if name == "low" or name.endswith("_low")]:
+        value, high = names[names.index(low) - 1], low.removesuffix("low") + "high"
+        if high in names:
+            ends[value] = low, high
+    return ends
+
+
+def _cell(text: Callable[[Any], str], value: Any, low: Any = None, high: Any = None) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    if low is None or pd.isna(low):
+        return text(value) if text is _number else f"{text(value)} %"
+    unit = " %" if text is _percent else ""
+    return f"{text(value)}{unit} [{text(low)}, {text(high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

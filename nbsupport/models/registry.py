@@ -73,8 +73,10 @@ def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.
     return model
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
     """Store a model made by `build` in the safetensors file `path`; the header keeps what it was built from.
+
+    It keeps the texts `metadata` too.
 
     Raises ValueError for a module that `build` did not make.
     """
@@ -85,9 +87,8 @@ def save(model: nn.Module, path: str | Path) -> None:
             "to store your own, build it as 'package.module:function'"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    artifacts.save_tensors(
-        Path(path), state, name=spec.name, in_shape=json.dumps(spec.in_shape), num_classes=str(spec.num_classes)
-    )
+    built = {"name": spec.name, "in_shape": json.dumps(spec.in_shape), "num_classes": str(spec.num_classes)}
+    artifacts.save_tensors(Path(path), state, **{**metadata, **built})
 
 
 def load(path: str | Path) -> nn.Module:

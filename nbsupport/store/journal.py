@@ -109,21 +109,32 @@ class Journal:
 
 
 def _torn(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    if os.fstat(descriptor).st_size == 0:
+        return False
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) != b"\n"
 
 
 def parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Return the entries among `lines`, skipping those that are torn."""
+    """Return the entries among `lines`, skipping those that are torn or not what `Journal` writes."""
     entries = []
     for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and _well_formed(entry):
             entries.append(entry)
     return entries
+
+
+def _well_formed(entry: dict[str, Any]) -> bool:
+    """Return whether `entry` has the fields of every line and, where it reports work, those of a report."""
+    kinds: dict[str, type | tuple[type, ...]] = {"time": (int, float), "pid": int, "host": str, "stage": str}
+    kinds |= {"event": str}
+    if "what" in entry:
+        kinds |= {"what": str, "done": int, "total": int, "unit": str}
+    return all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def read(run_dir: str | Path) -> list[dict[str, Any]]:

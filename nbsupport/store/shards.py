@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbsupport import arguments, artifacts
-from nbsupport.journal import Journal
+from nbsupport.store import digests
+from nbsupport.store.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Compute = Callable[[int, int], "Mapping[str, Tensor]"]
+Stored = tuple["dict[str, Tensor]", dict[str, str]]  # tensors and metadata
 
 
 def run(
@@ -27,9 +30,10 @@ def run(
     stage: str,
     what: str,
     unit: str = "images",
-    made_from: str = "",
-) -> dict[str, Tensor]:
-    """Return the tensors stored in `path`, computing those shards that are not stored yet.
+    made_from: Mapping[str, str],
+    record: Callable[[], str] = str,
+) -> Stored:
+    """Return the tensors stored in `path` and their metadata, computing those shards that are not stored yet.
 
     Parameters
     ----------
@@ -40,19 +44,21 @@ def run(
     shard : int
         Rows of one shard. It must not depend on the number of workers, so that results repeat.
     compute : callable
-        `compute(start, stop)` returns a mapping from names to tensors of `stop - start` rows each. It is called
-        in order, and must not depend on which shards were computed before.
+        `compute(start, stop)` returns a mapping from names to tensors of `stop - start` rows each (with a single
+        shard, of any number of rows). It is called in order, and must not depend on which shards were computed before.
     journal : Journal
         Progress is reported here after every shard.
     stage, what, unit : str
         The notebook, the piece of work and what is counted.
-    made_from : str
-        A digest of what the result depends on: a stored file with another one is computed again.
+    made_from : mapping
+        The parts that the result depends on: what is stored with other parts is computed again, and said so.
+    record : callable
+        Called after the first shard was computed: the name of the class that the tensors are of.
 
     Returns
     -------
-    dict of str to Tensor
-        Each tensor has `total` rows and lies on the CPU. The file's metadata hold the seconds it took.
+    tensors, metadata
+        Each tensor has `total` rows and lies on the CPU. The metadata hold `seconds`, what it took, and `record`.
 
     Raises
     ------
@@ -61,12 +67,13 @@ def run(
     """
     arguments.count(total, name="total")
     arguments.count(shard, name="shard")
+    told: set[tuple[str, ...]] = set()
 
     def report(done: int, event: str = "progress", **extra: float | str) -> None:
         journal.report(stage, what, done, total, unit, event=event, **extra)
 
-    def stored(file: Path, start: int, stop: int) -> tuple[dict[str, Tensor], float] | None:
-        """Return the rows in `file` and the seconds they took, None where they must be computed."""
+    def stored(file: Path, start: int, stop: int) -> Stored | None:
+        """Return what is in `file`, None where it must be computed."""
         try:
             tensors, metadata = artifacts.load_with_metadata(file)
         except FileNotFoundError:
@@ -75,19 +82,24 @@ def run(
             print(f"damaged, computed again: {file} ({error.why})")
             report(start, "damaged", path=str(file), why=error.why)
             return None
-        if metadata.get("rows") != f"{start}:{stop}" or metadata.get("made_from") != made_from:
-            return None
-        return tensors, float(metadata["seconds"])
+        changed = digests.changes(json.loads(metadata.get("made_from", "{}")), made_from)
+        if changed and tuple(changed) not in told:
+            told.add(tuple(changed))
+            why = f"changed: {', '.join(changed)}"
+            print(f"out of date, computed again: {what} ({why})")
+            report(start, "outdated", path=str(path), why=why)
+        return None if changed or metadata.get("rows") != f"{start}:{stop}" else (tensors, metadata)
 
     folder = path.with_name(f".{path.stem}.shards")
     whole = stored(path, 0, total)
     if whole is not None:
         shutil.rmtree(folder, ignore_errors=True)
         report(total, "reused", **_so_far([whole[0]]))
-        return whole[0]
+        return whole
 
+    signed = {"made_from": json.dumps(made_from)}
     parts: list[dict[str, Tensor]] = []
-    spent, computing = 0.0, False
+    spent, computing, name = 0.0, False, ""
     for number, start in enumerate(range(0, total, shard)):
         stop = min(start + shard, total)
         file = folder / f"{number:05d}.safetensors"
@@ -98,22 +110,25 @@ def run(
             computing = True
             began = time.monotonic()
             tensors = {name: tensor.detach().cpu() for name, tensor in compute(start, stop).items()}
-            _require_rows(tensors, stop - start, what)
-            part = tensors, time.monotonic() - began
-            artifacts.save_tensors(file, tensors, rows=f"{start}:{stop}", made_from=made_from, seconds=f"{part[1]:.3f}")
+            if shard < total:
+                _require_rows(tensors, stop - start, what)
+            seconds = f"{time.monotonic() - began:.3f}"
+            part = tensors, {"record": record(), "seconds": seconds}
+            artifacts.save_tensors(file, tensors, rows=f"{start}:{stop}", **part[1], **signed)
         parts.append(part[0])
-        spent += part[1]
+        name = part[1].get("record", "")
+        spent += float(part[1]["seconds"])
         report(stop, "progress" if computing else "resumed", **_so_far(parts))
-    result = _joined(parts)
-    artifacts.save_tensors(path, result, rows=f"0:{total}", made_from=made_from, seconds=f"{spent:.3f}")
+    result, metadata = _joined(parts), {"record": name, "seconds": f"{spent:.3f}", **signed}
+    artifacts.save_tensors(path, result, rows=f"0:{total}", **metadata)
     shutil.rmtree(folder)
-    return result
+    return result, artifacts.read_metadata(path)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     import torch
 
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _require_rows(tensors: Mapping[str, Tensor], rows: int, what: str) -> None:

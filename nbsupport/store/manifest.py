@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from filelock import FileLock
 
 from nbsupport import __version__, artifacts, presets
 
 NAME = "run.json"
+_REMEDY = "choose another run folder, or delete this one"
+_STAGE = {"seconds": float, "finished": str, "device": str, "outputs": dict, "made_from": dict}
 
 
 class ParametersDiffer(ValueError):  # noqa: N818  (read aloud where it is caught)
@@ -31,15 +35,47 @@ class ParametersDiffer(ValueError):  # noqa: N818  (read aloud where it is caugh
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """Return the contents of run.json; raises FileNotFoundError or DamagedArtifact."""
+    """Return the contents of run.json.
+
+    Raises FileNotFoundError, and DamagedArtifact where an entry is missing or of the wrong kind, or where a stage names
+    a file outside the run folder.
+    """
     path = run_dir / NAME
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-        manifest["parameters"], manifest["stages"]  # both are always there
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "choose another run folder, or delete this one"
-        raise artifacts.DamagedArtifact(path, f"unreadable: {error}", remedy) from None
+        _require(manifest)
+    except (ValueError, TypeError) as error:
+        raise artifacts.DamagedArtifact(path, f"unreadable: {error}", _REMEDY) from None
     return manifest
+
+
+def _require(manifest: Any) -> None:
+    """Raise ValueError, naming the entry, unless `manifest` is what `create` and `stages.finish` write."""
+    _entry(manifest, "run.json", {"parameters": dict, "stages": dict})
+    for stage, entry in manifest["stages"].items():
+        _entry(entry, f"stages.{stage}", _STAGE)
+        for rel in (*entry["outputs"], *entry["made_from"].get("files", {})):
+            if not _inside(rel):
+                raise ValueError(f"stages.{stage} names a file outside the run folder: {rel!r}")
+
+
+def _entry(value: Any, where: str, kinds: Mapping[str, type]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping as {where}, got {type(value).__name__}")
+    for name, kind in kinds.items():
+        if name not in value:
+            raise ValueError(f"{where} lacks the entry {name!r}")
+        if not isinstance(value[name], (int, float) if kind is float else kind):
+            raise ValueError(f"expected {where}.{name} as {kind.__name__}, got {type(value[name]).__name__}")
+
+
+def _inside(rel: Any) -> bool:
+    """Return whether `rel` is a path that stays below the folder that it is joined to, on any system."""
+    if not isinstance(rel, str) or not rel:
+        return False
+    windows = PureWindowsPath(rel)
+    outside = PurePosixPath(rel).is_absolute() or windows.is_absolute() or windows.drive or windows.root
+    return not outside and ".." not in re.split(r"[/\\]", rel)
 
 
 def create(run_dir: Path, settings: presets.Settings, device: str) -> dict[str, Any]:
@@ -63,24 +99,27 @@ def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
 
 def update(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Apply `change` to the contents of run.json; processes that do so at once take turns."""
-    with (run_dir / ".run.json.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(run_dir / ".run.json.lock", poll_interval=0.01):
         manifest = read(run_dir)
         change(manifest)
         write(run_dir, manifest)
 
 
-def require_same(run_dir: Path, stored: Mapping[str, Any], settings: presets.Settings) -> None:
-    """Raise ParametersDiffer unless the `stored` parameters of `run_dir` are `settings`."""
-    wanted = dataclasses.asdict(settings)
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return a line `name: old -> new` for each parameter in which `stored` and `wanted` differ."""
+    names = [*wanted, *(name for name in stored if name not in wanted)]
     absent = object()
-    differences = [
+    return [
         f"{name}: {_shown(stored, name)} -> {_shown(wanted, name)}"
-        for name in [*wanted, *(name for name in stored if name not in wanted)]
+        for name in names
         if stored.get(name, absent) != wanted.get(name, absent)
     ]
-    if differences:
-        raise ParametersDiffer(run_dir, differences)
+
+
+def require_same(run_dir: Path, stored: Mapping[str, Any], settings: presets.Settings) -> None:
+    """Raise ParametersDiffer unless the `stored` parameters of `run_dir` are `settings`."""
+    if differing := differences(stored, dataclasses.asdict(settings)):
+        raise ParametersDiffer(run_dir, differing)
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
@@ -112,7 +151,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Return the commit of the source tree that this package runs from, None where it is not a git checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True

@@ -1,0 +1,22 @@
+"""The run folder: what kernels compute is kept in it, found again, and verified."""
+
+from nbsupport.artifacts import DamagedArtifact
+from nbsupport.store.lock import RunInUse, holder
+from nbsupport.store.manifest import ParametersDiffer
+from nbsupport.store.run import MODELS, MissingInput, Run, existing_run, open_run
+from nbsupport.store.stages import NAMES as STAGES
+from nbsupport.store.stages import StageState
+
+__all__ = [
+    "MODELS",
+    "STAGES",
+    "DamagedArtifact",
+    "MissingInput",
+    "ParametersDiffer",
+    "Run",
+    "RunInUse",
+    "StageState",
+    "existing_run",
+    "holder",
+    "open_run",
+]

@@ -1,0 +1,591 @@
+"""The run folder: everything a run stores, found again, verified, and resumed where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbsupport import artifacts, presets
+from nbsupport.artifacts import DamagedArtifact
+from nbsupport.store import digests, lock, manifest, shards, stages
+from nbsupport.store.journal import Journal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from nbsupport.data import ImageSet
+
+MODELS = ("normal", "pgd")
+# Which notebook stores what lies in a folder of the run.
+MADE_BY = {
+    **dict.fromkeys(("models", "accuracy"), "02_training"),
+    **dict.fromkeys(("attacks", "evasion"), "03_attacks"),
+    **dict.fromkeys(("region", "region_other"), "04_region_classification"),
+    **dict.fromkeys(("boundary", "geometry", "audit"), "05_boundary_analysis"),
+    **dict.fromkeys(("detector",), "06_detector"),
+}
+_SHARE = {"accuracy": 8, "attacks": 8, "evasion": 8, "boundary": 16}  # of a batch of the model, which is a shard; 2 for others
+
+
+class MissingInput(FileNotFoundError):  # noqa: N818  (the name says what is wrong)
+    """A file that another notebook makes is not there; the message says which notebook and how to run it."""
+
+
+class Run:
+    """One run folder with its settings; made by `open_run`.
+
+    Attributes
+    ----------
+    dir : Path
+        The absolute path of the folder.
+    settings : presets.Settings
+        The parameters of the run.
+    journal : Journal
+        Where progress is reported.
+    """
+
+    def __init__(self, run_dir: Path, settings: presets.Settings) -> None:
+        self.dir, self.settings, self.journal = run_dir, settings, Journal(run_dir)
+        self._opened = time.monotonic()
+        self._read: dict[str, shards.Stored] = {}  # every file is read and verified once
+        self._kept: dict[str, None] = {}  # what this process has stored, in order
+        self._made_from: dict[str, dict[str, str]] = {"data": {}, "files": {}, "sources": {}}
+        self._told: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        from nbsupport import runtime
+
+        return runtime.best_device()
+
+    @property
+    def command(self) -> str:
+        """The command line that goes on with this run."""
+        return manifest.command(self.settings, self.dir)
+
+    def path(self, *parts: str) -> Path:
+        """Return the absolute path of a file in the folder; nothing is created."""
+        return self.dir.joinpath(*parts)
+
+    # Images and models
+
+    @functools.cached_property
+    def train(self) -> ImageSet:
+        """The training images, the validation part among them (the last `validation_n`).
+
+        Raises ValueError where fewer than twice `validation_n` are there.
+        """
+        from nbsupport import data
+
+        s = self.settings
+        images = data.load(s.train_data, train=True, root=s.root, limit=s.train_n)
+        if len(images) < 2 * s.validation_n:
+            raise ValueError(
+                f"expected at least {2 * s.validation_n} training images, of which {s.validation_n} are kept "
+                f"aside for validation, got {len(images)}; lower that with -p validation_n N"
+            )
+        self._uses_data("training")
+        return images
+
+    @functools.cached_property
+    def test(self) -> ImageSet:
+        """The test images, in stored order.
+
+        Raises ValueError where they cannot be classified by a model of the training images.
+        """
+        from nbsupport import data
+
+        s = self.settings
+        images = data.load(s.test_data, train=False, root=s.root)
+        if s.test_data != s.train_data:
+            train = data.load(s.train_data, train=True, root=s.root, limit=1)
+            if (images.in_shape, images.num_classes) != (train.in_shape, train.num_classes):
+                raise ValueError(
+                    f"expected test images like the training images, {train.in_shape} of {train.num_classes} classes, "
+                    f"got {images.in_shape} of {images.num_classes} classes; choose train_data and test_data that agree"
+                )
+            images = dataclasses.replace(images, classes=train.classes)  # an npz file knows no names
+        self._uses_data("test")
+        return images
+
+    def _uses_data(self, part: str) -> None:
+        self._made_from["data"][part] = stages.fingerprint(part, dataclasses.asdict(self.settings))
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the two trained models by name, on this process's device; raises MissingInput and DamagedArtifact."""
+        return {name: self.model(name) for name in MODELS}
+
+    def model(self, name: str) -> nn.Module:
+        """Return the trained model `name`, "normal" or "pgd"."""
+        from nbsupport import models
+
+        path = self._require(f"models/{name}.safetensors")
+        self._made_from["files"][f"models/{name}.safetensors"] = stages.content(path)
+        return models.load(path).to(self.device).eval()
+
+    # Results of kernels
+
+    def keep(
+        self,
+        name: str,
+        kernel: Callable[..., Any],
+        model: nn.Module,
+        x: Tensor,
+        *rows: Any,
+        index: Tensor | None = None,
+        each: Mapping[str, Any] | None = None,
+        seed: Sequence[object] | None = None,
+        shard: int | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Return `kernel(model, x, *rows, **each, **settings)`, computed in shards of images that are stored one by one.
+
+        What is stored is found again, as long as everything it depends on is the same: the model, the contents of all
+        tensors, the settings, the kernel's source, torch and the kind of device (see `digests.parts`). Else it is
+        computed again, and what changed is said.
+
+        Parameters
+        ----------
+        name : str
+            Where it is stored, such as "attacks/normal/FGSM"; its first part is one of `MADE_BY`.
+        kernel : callable
+            A function found by its name in a module, or a functools.partial of one, which returns a Record.
+        model : nn.Module
+        x : Tensor (N, C, H, W)
+            Images; with none the result cannot be stored, and is refused.
+        *rows, each
+            Tensors or records with one row an image, handed to the kernel by position and by name.
+        index : Tensor (N,) int64, optional
+            Positions in the test set, stored beside the result; None: 0 to N - 1.
+        seed : sequence, optional
+            What the random numbers are for: a kernel that takes a `generator` is given the one that the run's seed and
+            this purpose name, the same for every shard, so that all images share its draws. None: it is given none.
+        shard : int, optional
+            Images stored at once; None: a size that depends on the model and the kind of device alone.
+        **settings
+            Handed to the kernel whole.
+
+        Returns
+        -------
+        Record
+            What the kernel returns for all N images, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            For no images, rows that do not agree with them, and as `digests.parts`.
+        """
+        import torch
+
+        positions = torch.arange(len(x)) if index is None else index
+        named = dict(zip(_names(kernel)[2:], rows, strict=False))
+        for label, value in {"index": positions, **named, **(each or {})}.items():
+            if len(value) != len(x):
+                raise ValueError(f"expected {label} with one row for each of {len(x)} images, got {len(value)}")
+        inputs = {"model": model, "x": x, "index": positions, **named, **(each or {}), **settings}
+        record: list[Any] = []
+
+        def compute(start: int, stop: int) -> dict[str, Tensor]:
+            part = slice(start, stop)
+            options = {**{label: _cut(value, part) for label, value in (each or {}).items()}, **settings}
+            result = kernel(model, x[part], *(_cut(row, part) for row in rows), **options, **self._generator(kernel, seed))
+            record[:] = [type(result)]
+            columns = {label: row[part] for label, row in named.items() if isinstance(row, torch.Tensor)}
+            return {"index": positions[part], "x": x[part], **columns, **result.tensors()}
+
+        size = self._shard(name, model, tuple(x.shape[1:])) if shard is None else shard
+        return self._computed(name, kernel, inputs, seed, len(x), size, compute, lambda: digests.name_of(record[0]))
+
+    def keep_result(
+        self, name: str, function: Callable[..., Any], *inputs: Any, seed: Sequence[object] | None = None, **settings: Any
+    ) -> Any:
+        """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
+
+        The result has `tensors` and its class `from_tensors`. A function that takes `progress` is given one, which
+        reports to the journal.
+        """
+        record: list[Any] = []
+        stage = MADE_BY[name.split("/")[0]]
+        report = {}
+        if "progress" in _names(function):
+            report = {"progress": functools.partial(self.report, stage, name, unit="steps")}
+
+        def compute(start: int, stop: int) -> dict[str, Tensor]:
+            result = function(*inputs, **settings, **report, **self._generator(function, seed))
+            record[:] = [type(result)]
+            tensors: dict[str, Tensor] = result.tensors()
+            return tensors
+
+        named = dict(zip(_names(function), inputs, strict=False))
+        described = {**named, **settings}
+        return self._computed(name, function, described, seed, 1, 1, compute, lambda: digests.name_of(record[0]))
+
+    def _computed(
+        self,
+        name: str,
+        kernel: Callable[..., Any],
+        inputs: Mapping[str, Any],
+        seed: Sequence[object] | None,
+        total: int,
+        shard: int,
+        compute: shards.Compute,
+        record: Callable[[], str],
+    ) -> Any:
+        rel, stage = f"{name}.safetensors", MADE_BY[name.split("/")[0]]
+        made_from = self._parts(kernel, inputs, seed)
+        if rel not in self._read or self._read[rel][1].get("made_from") != json.dumps(made_from):
+            self._read[rel] = shards.run(
+                *(self.path(rel), total, shard, compute, self.journal),
+                **{"stage": stage, "what": name, "made_from": made_from, "record": record},
+            )
+        self._kept[rel] = None
+        return self._restored(rel)
+
+    def keep_model(
+        self,
+        name: str,
+        fit: Callable[..., pd.DataFrame],
+        model: nn.Module,
+        *inputs: Any,
+        seed: Sequence[object],
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """Train `model` in place by `fit(model, *inputs, **settings)`, store models/`name`, and return the history.
+
+        `fit` is also given `generator`, `checkpoint` and `progress`, as `train.fit`: training goes on after its last
+        finished epoch. A model that was trained from the same initial weights and images, with the same settings and
+        source, is loaded instead; else it is trained again, and what changed is said.
+        """
+        import pandas as pd
+
+        from nbsupport import models
+
+        rel = f"models/{name}.safetensors"
+        path, what = self.path(rel), f"{name} model"
+        described = {"model": model, **dict(zip(_names(fit)[1:], inputs, strict=False)), **settings}
+        made_from = self._parts(fit, described, seed)
+        text = json.dumps(made_from)
+        checkpoint = path.with_name(f".{name}.checkpoint")
+        described_by = path.with_name(f".{name}.checkpoint.json")  # torch's own format has no room for it
+        self._kept[rel] = None
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                tensors, metadata = artifacts.load_with_metadata(path)
+                if not self._say_changed(what, metadata.get("made_from", "{}"), made_from):
+                    model.load_state_dict(tensors)
+                    history = pd.read_csv(io.StringIO(metadata["history"]), float_precision="round_trip")
+                    self.report("02_training", what, len(history), len(history), "epochs", event="reused")
+                    return history
+            except DamagedArtifact as error:
+                print(f"damaged, made again: {path} ({error.why})")
+        if checkpoint.exists() and (
+            not described_by.exists() or self._say_changed(what, described_by.read_text(), made_from)
+        ):
+            checkpoint.unlink()
+        artifacts.write_text(described_by, text)
+
+        def progress(done: int, total: int) -> None:
+            if done % 20 == 0 or done == total:
+                self.report("02_training", what, done, total, "batches")
+
+        history = fit(
+            model, *inputs, checkpoint=checkpoint, progress=progress, **settings, **self._generator(fit, seed)
+        )
+        models.save(model, path, made_from=text, history=history.to_csv(index=False))
+        return history
+
+    def _say_changed(self, what: str, stored: str, made_from: Mapping[str, str]) -> bool:
+        """Return whether the parts `stored`, as JSON, differ from `made_from`, and print in what."""
+        changed = digests.changes(json.loads(stored), made_from)
+        if changed:
+            print(f"out of date, trained again: {what} (changed: {', '.join(changed)})")
+            why = f"changed: {', '.join(changed)}"
+            self.report("02_training", what, 0, 1, "batches", event="outdated", path=what, why=why)
+        return bool(changed)
+
+    def _parts(
+        self, function: Callable[..., Any], inputs: Mapping[str, Any], seed: Sequence[object] | None
+    ) -> dict[str, str]:
+        parts = digests.parts(function, inputs, self.device.type)
+        if seed is not None:
+            parts["seed"] = repr((self.settings.seed, *map(str, seed)))
+        sources = {name.removeprefix("source "): digest for name, digest in parts.items() if name.startswith("source ")}
+        own = {name: digest for name, digest in sources.items() if name.startswith("nbsupport.")}
+        self._made_from["sources"] |= own
+        return parts
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """Return a CPU generator that depends on the run's seed and on what it is for."""
+        from nbsupport import runtime
+
+        return runtime.seeded(self.settings.seed, *purpose)
+
+    def _generator(self, function: Callable[..., Any], seed: Sequence[object] | None) -> dict[str, Any]:
+        takes = seed is not None and "generator" in _names(function)
+        return {"generator": self.generator(*(seed or ()))} if takes else {}
+
+    def _shard(self, name: str, model: nn.Module, in_shape: tuple[int, ...]) -> int:
+        """Return how many images are stored at once; it is noted in run.json."""
+        from nbsupport import runtime
+
+        folder = name.split("/")[0]
+        rows = runtime.rows_per_batch(model, in_shape, self.device)
+        images = max(4, rows // _SHARE.get(folder, 2))
+        self.record(batch_sizes={"rows": rows, f"images_per_shard_{folder}": images})
+        return images
+
+    def load(self, name: str) -> Any:
+        """Return what `keep` stored under `name`, such as "attacks/normal/FGSM", in this or an earlier notebook.
+
+        What is out of date is said. Raises MissingInput where it is absent and DamagedArtifact where it is truncated
+        or altered.
+        """
+        rel = f"{name}.safetensors"
+        self._load(rel)
+        return self._restored(rel)
+
+    def load_all(self, folder: str) -> dict[tuple[str, str], Any]:
+        """Return all results in `folder`, such as "boundary", by (model, examples).
+
+        They are those that the notebook which makes them stored when it last finished; raises MissingInput where it has
+        not.
+        """
+        return {(model, name): self.load(f"{folder}/{model}/{name}") for model, name in self.stored(folder)}
+
+    def stored(self, folder: str) -> list[tuple[str, str]]:
+        """Return the (model, examples) of all that is stored in `folder`; raises MissingInput as `load_all`."""
+        entry = manifest.read(self.dir)["stages"].get(MADE_BY[folder])
+        if entry is None or not entry["finished"]:
+            raise MissingInput(
+                f"{self.path(folder)} is not complete; the notebook {MADE_BY[folder]} makes it: run\n  {self.command}"
+            )
+        outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if stages.is_artifact(rel)]
+        return [(parts[1], parts[2]) for parts in outputs if parts[0] == folder and len(parts) == 3]
+
+    def inputs(self, name: str) -> dict[str, Tensor]:
+        """Return what `keep` stored beside the result: `index`, `x` and, for attacks, `y`. Raises as `load`."""
+        rel = f"{name}.safetensors"
+        tensors, _ = self._load(rel)
+        result = self._restored(rel).tensors()
+        return {label: tensor for label, tensor in tensors.items() if label not in result}
+
+    def seconds(self, name: str) -> float:
+        """Return the seconds that computing `name` took, over all processes that had a part in it."""
+        return float(self._load(f"{name}.safetensors")[1]["seconds"])
+
+    def _load(self, rel: str) -> shards.Stored:
+        if rel not in self._read:
+            self._read[rel] = artifacts.load_with_metadata(self._require(rel))
+            self._say_outdated(MADE_BY[rel.split("/")[0]])
+        if rel not in self._kept:
+            self._made_from["files"][rel] = self._read[rel][1]["contents"]
+        return self._read[rel]
+
+    def _say_outdated(self, stage: str) -> None:
+        if stage not in self._told:
+            self._told.add(stage)
+            state = self.state(stage)
+            if state.name == "outdated":
+                print(f"out of date: the results of {stage} ({'; '.join(state.faults)}); run that notebook again")
+
+    def _restored(self, rel: str) -> Any:
+        """Return the tensors of `rel` as the class that its header names: one of this package, or loaded already."""
+        tensors, metadata = self._read[rel]
+        module, _, name = metadata.get("record", "").partition(":")
+        if module.startswith("nbsupport."):
+            importlib.import_module(module)
+        kind = getattr(sys.modules.get(module), name, None)
+        if not hasattr(kind, "from_tensors"):
+            why = f"it names {metadata.get('record')!r}, which is no kind of result"
+            raise DamagedArtifact(self.path(rel), why)
+        return kind.from_tensors(tensors)
+
+    def _require(self, rel: str) -> Path:
+        """Return the path of `rel`; raises MissingInput, with the notebook that makes it, where it is absent."""
+        path = self.path(rel)
+        if not path.exists():
+            made_by = MADE_BY[rel.split("/")[0]]
+            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+        return path
+
+    # Tables and figures
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> Path:
+        """Store `frame` as tables/`name`.csv, `inf` as such and what was not measured empty, and return its path."""
+        artifacts.write_text(path := self.path("tables", f"{name}.csv"), frame.to_csv(index=False))
+        return path
+
+    def read_table(self, name: str, made_by: str) -> pd.DataFrame:
+        """Return tables/`name`.csv, which the notebook `made_by` stores; raises MissingInput or DamagedArtifact."""
+        import pandas as pd
+
+        path = self.path("tables", f"{name}.csv")
+        if not path.exists():
+            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+        self._say_outdated(made_by)
+        try:
+            frame = pd.read_csv(path, float_precision="round_trip")
+        except ValueError as error:
+            raise DamagedArtifact(path, f"unreadable: {error}") from None
+        self._made_from["files"][f"tables/{name}.csv"] = artifacts.file_digest(path)
+        return frame
+
+    def write_figure(self, name: str, figure: Figure) -> list[Path]:
+        """Store `figure` as figures/`name`.png and, for papers, as .pdf, and return the paths."""
+        paths = [self.path("figures", f"{name}{kind}") for kind in (".png", ".pdf")]
+        for path in paths:
+            artifacts.write_figure(path, figure)
+        return paths
+
+    # Stages
+
+    def report(self, stage: str, what: str, done: int, total: int, unit: str = "images", **extra: Any) -> None:
+        """Report progress to the journal: see `Journal.report`."""
+        self.journal.report(stage, what, done, total, unit, **extra)
+
+    def warn(self, stage: str, messages: Iterable[str]) -> None:
+        """Report warnings of `stage`, which the terminal of a run shows."""
+        for message in messages:
+            self.journal.append(stage=stage, event="warning", message=message)
+
+    def record(self, **entries: Any) -> None:
+        """Write `entries` into run.json; a mapping is merged with what stands there, such as `batch_sizes`."""
+
+        def change(contents: dict[str, Any]) -> None:
+            for name, value in entries.items():
+                contents[name] = {**contents.get(name, {}), **value} if isinstance(value, Mapping) else value
+
+        manifest.update(self.dir, change)
+
+    def finish(
+        self,
+        stage: str,
+        *,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        figures: Mapping[str, Figure] | None = None,
+    ) -> None:
+        """Store the tables and figures of `stage`, and record all that it has stored, what from, and how long it took.
+
+        Raises MissingInput where a kept result is no longer there.
+        """
+        kept = [rel for rel in self._kept if MADE_BY[rel.split("/")[0]] == stage]
+        outputs = [self._require(rel) for rel in kept]
+        outputs += [self.write_table(name, frame) for name, frame in (tables or {}).items()]
+        for name, figure in (figures or {}).items():
+            outputs += self.write_figure(name, figure)
+        seconds = round(time.monotonic() - self._opened, 3)
+        stages.finish(self.dir, stage, outputs, self._made_from, seconds=seconds, device=str(self.device))
+        self.journal.append(stage=stage, event="finished", seconds=seconds)
+        counts = f"{len(kept)} results, {len(tables or {})} tables, {len(figures or {})} figures"
+        print(f"stored in {self.dir}: {counts}")
+
+    def state(self, stage: str) -> stages.StageState:
+        """Return whether `stage` is complete, from the checksums of all that it has stored and was made from."""
+        return stages.state(self.dir, stage)
+
+    def begin(self, stage: str) -> list[Path]:
+        """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `stages.begin`."""
+        return stages.begin(self.dir, stage)
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run folder for this process; raises RunInUse, which names the process that has it."""
+        return lock.held(self.dir)
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _cut(value: Any, part: slice) -> Any:
+    return value.take(part) if hasattr(value, "tensors") else value[part]
+
+
+def open_run(
+    run_dir: str | Path, *, dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None
+) -> Run:
+    """Return the run in `run_dir`, which is created where it does not exist.
+
+    Where the folder holds a run with other settings they are replaced: what differs is printed and recorded, and the
+    stages that it makes out of date are named.
+
+    Raises
+    ------
+    ValueError
+        As `presets.settings`, and where the folder holds results but no run.json.
+    ParametersDiffer
+        Where the folder holds a run of another data set.
+    RunInUse
+        Where settings differ and another process runs in the folder.
+    """
+    settings = presets.settings(dataset, preset, overrides)
+    run = Run(Path(run_dir).expanduser().resolve(), settings)
+    if run.path(manifest.NAME).exists():
+        _adopt(run)
+    else:
+        require_fresh(run.dir)
+        run.dir.mkdir(parents=True, exist_ok=True)
+        manifest.create(run.dir, settings, str(run.device))
+    return run
+
+
+def require_fresh(run_dir: Path) -> None:
+    """Raise ValueError where `run_dir` holds results of a run whose run.json is gone: whose they are is unknown."""
+    found = [name for name in (*MADE_BY, "tables", "figures") if run_dir.joinpath(name).is_dir()]
+    if found and not (run_dir / manifest.NAME).exists():
+        raise ValueError(
+            f"{run_dir} holds results ({', '.join(found)}) but no {manifest.NAME}, which says how they were made; "
+            "restore that file, or choose another run folder: nothing was changed"
+        )
+
+
+def _adopt(run: Run) -> None:
+    """Make the settings of `run` those of its folder, and say what that changes."""
+    before, after = manifest.read(run.dir)["parameters"], dataclasses.asdict(run.settings)
+    differing = manifest.differences(before, after)
+    if not differing:
+        return
+    if any(before.get(name) != after[name] for name in ("dataset", "preset", "train_data", "test_data")):
+        raise manifest.ParametersDiffer(run.dir, differing)
+    if user := lock.holder(run.dir):
+        raise lock.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
+    states = {stage: run.state(stage).name for stage in stages.NAMES}
+    run.record(parameters=after)
+    print(f"{run.dir} was made with other settings; they are changed:", *differing, sep="\n  ")
+    stale = [stage for stage, name in states.items() if name == "complete" and run.state(stage).name != "complete"]
+    if stale:
+        print(f"out of date by this: {', '.join(stale)}; run them again:\n  {run.command}")
+
+
+def existing_run(run_dir: str | Path) -> Run:
+    """Return the run in `run_dir` with the parameters stored there.
+
+    Raises MissingInput where there is none and DamagedArtifact where parameters are lacking.
+    """
+    folder = Path(run_dir).expanduser().resolve()
+    if not (folder / manifest.NAME).exists():
+        raise MissingInput(
+            f"{folder} is not a run folder: it holds no {manifest.NAME}; make one:\n"
+            f"  {shlex.join(['python', '-m', 'nbsupport', 'run', presets.DATASETS[0], '--run-dir', str(folder)])}"
+        )
+    stored = manifest.read(folder)["parameters"]
+    fields = presets.Settings.__dataclass_fields__
+    lacking = [name for name, entry in fields.items() if entry.default is dataclasses.MISSING and name not in stored]
+    if lacking:
+        why = f"made by another version of nbsupport: it lacks the parameters {', '.join(lacking)}"
+        raise DamagedArtifact(folder / manifest.NAME, why, "choose another run folder, or delete this one")
+    return Run(folder, presets.Settings(**{name: value for name, value in stored.items() if name in fields}))

@@ -1,0 +1,481 @@
+"""What the notebooks share: the attacks by name, the two trainings, which images are looked at. Plain functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nbsupport import attacks as kernels
+from nbsupport import boundary, checks, models, region, runtime, train
+from nbsupport.attacks import Attack, Stability
+from nbsupport.attacks.optmargin import draw_views
+from nbsupport.boundary import Profile, Slice
+from nbsupport.data import ImageSet
+from nbsupport.presets import Settings
+
+BENIGN = "benign"
+OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
+_SQUARE = 4  # the side of the square of `distorted` is this part of the image's
+_INDICATED = 32  # images of each attack on which signs of failure are looked for
+_BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
+
+Keys = tuple[str, str]  # model and examples
+
+# Training
+
+
+def training(s: Settings) -> dict[str, dict[str, Any]]:
+    """Return the settings of `train_model` for each of the two models."""
+    fast = s.fast_epochs if s.pgd_schedule == "fast" else 0
+    common = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
+    common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size}
+    normal = {"schedule": ["benign"] * s.epochs, "augment": s.augment, "label_smoothing": s.label_smoothing}
+    pgd = {"schedule": ["single"] * fast + ["pgd"] * s.pgd_epochs, "augment": s.pgd_augment, "label_smoothing": 0.0}
+    return {"normal": {**common, **normal}, "pgd": {**common, **pgd}}
+
+
+def new_model(s: Settings, images: ImageSet) -> nn.Module:
+    """Return the untrained model of the settings `s`; its initial weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(s.seed)
+        model = models.build(s.model, in_shape=images.in_shape, num_classes=images.num_classes)
+    return model.to(runtime.best_device())
+
+
+def train_model(
+    model: nn.Module,
+    images: ImageSet,
+    validation: ImageSet,
+    *,
+    schedule: Sequence[str],
+    eps: float,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Train `model` in place by `train.fit`, one epoch for each entry of `schedule`, and return the history.
+
+    "benign" is an epoch on the images as they are, "single" one on a single step of 1.25 `eps` from a random start,
+    "pgd" one on `steps` steps of PGD within `eps`, under which `pgd_accuracy` is measured too. `settings` are
+    `train.fit`'s.
+    """
+    for kind in schedule:
+        checks.choice(kind, ("benign", "single", "pgd"), name="schedule")
+    pgd = train.linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
+    single = train.linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
+    adversaries = {"benign": None, "single": single, "pgd": pgd}
+    return train.fit(
+        model,
+        images,
+        epochs=len(schedule),
+        adversary=[adversaries[kind] for kind in schedule],
+        evaluation_adversary=pgd,
+        validation=validation,
+        generator=generator,
+        checkpoint=checkpoint,
+        progress=progress,
+        **settings,
+    )
+
+
+def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """Return the epoch of each model whose weights `train.fit` kept.
+
+    It is the last of those with the best validation accuracy, under PGD for the PGD-trained model.
+    """
+    scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
+    return {
+        model: int(history["epoch"][history[scores[model]] == history[scores[model]].max()].max())
+        for model, history in histories.items()
+    }
+
+
+# Attacks
+
+
+def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
+    """Return the attacks of method section 4 by the name of their examples: a kernel, and for how many images."""
+    search: dict[str, Any] = {"search_steps": s.search_steps, "steps": s.adam_steps, "precision": s.precision}
+    penalty = {**search, "lr": s.lr_adam, "initial_const": s.initial_const}
+    views: dict[str, Any] = {"eps": s.view_eps, "views": s.views}
+    authors = {**search, "lr": s.authors_lr, "initial_const": s.authors_const, "distance_scale": s.distance_scale}
+    brittle = {
+        "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, precision=s.precision),
+        "adam": partial(kernels.carlini_wagner_l2, confidence=0.0, **penalty),
+    }
+    ddn = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
+    slow, strong = min(s.adam_n, s.n), min(s.strong_n, s.n)
+    return {
+        "FGSM": (partial(kernels.fgsm, eps=s.eps), s.n),
+        "PGD": (pgd(s), s.n),
+        "OPTBRITTLE": (brittle[s.brittle_solver], s.n),
+        "OPTSTRONG": (partial(kernels.carlini_wagner_l2, confidence=s.confidence, **penalty), strong),
+        "OPTMARGIN": (partial(kernels.optmargin, **views, **ddn), s.n),
+        "OPTMARGIN-adam": (partial(kernels.optmargin, **views, solver="adam", **penalty), slow),
+        "OPTMARGIN-authors": (partial(kernels.optmargin, **views, variant="authors", **authors), slow),
+    }
+
+
+def pgd(s: Settings, *, budget: float = 1.0) -> Callable[..., Attack]:
+    """Return PGD as the run uses it, with its eps and its steps times `budget`."""
+    options = {"steps": s.pgd_steps, "step_size": budget * s.pgd_step_size, "restarts": s.pgd_restarts}
+    return partial(kernels.pgd_linf, eps=budget * s.eps, **options)
+
+
+def about(s: Settings) -> pd.DataFrame:
+    """Return what attacks.csv says of each attack: solver, variant, `eps` ([0, 1] units) or `confidence`."""
+    rows = [
+        ("FGSM", None, None, s.eps, math.nan),
+        ("PGD", None, None, s.eps, math.nan),
+        ("OPTBRITTLE", s.brittle_solver, None, math.nan, 0.0),
+        ("OPTSTRONG", "adam", None, math.nan, s.confidence),
+        ("OPTMARGIN", "ddn", "equations", s.view_eps, math.nan),
+        ("OPTMARGIN-adam", "adam", "equations", s.view_eps, math.nan),
+        ("OPTMARGIN-authors", "adam", "authors", s.view_eps, math.nan),
+    ]
+    return pd.DataFrame(rows, columns=["attack", "solver", "variant", "eps", "confidence"])
+
+
+def targets(s: Settings, model: nn.Module, images: ImageSet) -> dict[str, Tensor]:
+    """Return the classes (N,) that attacks on `images` are to reach, as the keyword `targets`; none for "off".
+
+    "random": any class but the true one, drawn once for both models; "least-likely": that of the smallest logit.
+    """
+    if s.targeted == "off":
+        return {}
+    if s.targeted == "random":
+        generator = runtime.seeded(s.seed, "targets")
+        return {"targets": (images.y + torch.randint(1, images.num_classes, images.y.shape, generator=generator)) % images.num_classes}
+    rows = runtime.rows_per_batch(model, images.in_shape, runtime.device_of(model, images.x))
+    with runtime.frozen(model), torch.no_grad():
+        device = runtime.device_of(model, images.x)
+        z = torch.cat([model(runtime.laid_out(model, x.to(device))).cpu() for x in images.x.split(rows)])
+    z[torch.arange(len(z)), images.y] = torch.inf  # never the true class
+    return {"targets": z.argmin(1)}
+
+
+def correct(networks: Mapping[str, nn.Module], images: ImageSet) -> dict[str, Tensor]:
+    """Return for each model which images (N,) bool it classifies correctly."""
+    return {which: runtime.predict(model, images.x).cpu() == images.y for which, model in networks.items()}
+
+
+def of_model(found: Mapping[Keys, Any], which: str) -> dict[str, Any]:
+    """Return what is filed under (model, examples) for one model, by examples."""
+    return {name: entry for (model, name), entry in found.items() if model == which}
+
+
+def by_model(found: Mapping[Keys, Any]) -> dict[str, dict[str, Any]]:
+    """Return what is filed under (model, examples) as model -> examples."""
+    return {which: of_model(found, which) for which in dict.fromkeys(model for model, _ in found)}
+
+
+def shown(results: Mapping[str, Attack], *, count: int | None = None, succeeded: bool = False) -> Tensor:
+    """Return the positions of the first `count` images (None: all) that all attacks in `results` were given.
+
+    Images that the model misclassified are left out and, with `succeeded`, those on which an attack failed. Where no
+    image fulfils the conditions they are dropped, last one first, so that there is always an image to show.
+    """
+    common = min(map(len, results.values()))  # every attack is given the first images of the test set
+    right = next(iter(results.values())).correct[:common]
+    successes = torch.stack([attack.success[:common] for attack in results.values()]).all(0)
+    conditions = [right & successes] * succeeded + [right, torch.ones_like(right)]
+    return next(mask for mask in conditions if bool(mask.any())).nonzero().squeeze(1)[:count]
+
+
+def warnings(
+    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
+) -> pd.DataFrame:
+    """Return one row for each sign of failure that an attack shows on its first 32 images.
+
+    The signs are those of `attacks.failure_indicators`; PGD is run again with half and twice its budget, steps scaled
+    alike. Columns: model, attack, indicator, share, n, what_to_do.
+    """
+    eps = about(s).set_index("attack").eps
+    rows = []
+    for (which, name), result in results.items():
+        model, part = networks[which], images.first(min(len(result), _INDICATED))
+        budgeted, views = name in ("FGSM", "PGD"), name in OPTMARGINS
+        for sign in kernels.failure_indicators(
+            model,
+            part.x,
+            part.y,
+            result.take(slice(len(part))),
+            eps=float(eps[name]) if budgeted else None,  # else it is the size of a view, or there is none
+            by_eps=_other_budgets(s, model, part) if name == "PGD" else None,
+            views=view_offsets(s, name, images.in_shape) if views else None,
+            clip_views=name != "OPTMARGIN-authors",
+            generator=runtime.seeded(s.seed, "indicators"),
+            **targets(s, model, part),
+        ):
+            rows.append((which, name, sign.name, sign.share, sign.n, sign.message))
+    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+
+
+def _other_budgets(s: Settings, model: nn.Module, images: ImageSet) -> dict[float, Attack]:
+    found = {}
+    for budget in _BUDGETS:
+        generator = runtime.seeded(s.seed, "attack", "PGD")  # the same random start as the run's
+        chosen = targets(s, model, images)
+        found[budget * s.eps] = pgd(s, budget=budget)(model, images.x, images.y, generator=generator, **chosen)
+    return found
+
+
+def flips(
+    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
+) -> dict[Keys, Stability]:
+    """Return which successes of every attack are undone by scoring them again: see `attacks.stability`."""
+    found = {}
+    for (which, name), result in results.items():
+        model, part, success = networks[which], images.first(len(result)), result.success
+        aims = {label: classes[success] for label, classes in targets(s, model, part).items()}
+        found[which, name] = kernels.stability(model, result.x_adv[success], part.y[success], **aims)
+    return found
+
+
+def view_offsets(s: Settings, name: str, in_shape: tuple[int, ...]) -> Tensor:
+    """Return the views (V, C, H, W) of the run's OPTMARGIN attack `name`, which are its first draw."""
+    generator = runtime.seeded(s.seed, "attack", name)
+    return draw_views(in_shape, eps=s.view_eps, views=s.views, generator=generator)
+
+
+def demands(s: Settings, in_shape: tuple[int, ...]) -> list[tuple[str, float, str, Callable[..., Attack]]]:
+    """Return OPTMARGIN (`ddn`) with growing demands: what grows, its value, a name, and the attack.
+
+    Three curves run through the published demand: the number of views, their RMS ([0, 1] units), the confidence.
+    """
+    most = math.prod(in_shape) + 1
+    curves: dict[str, list[tuple[int, float, float]]] = {
+        "number of views": [
+            (count, s.view_eps, 0.0)
+            for count in sorted({min(count, most) for count in (1, s.views // 4 or 1, s.views, 2 * s.views)})
+        ],
+        "size of the views": [(s.views, share * s.view_eps, 0.0) for share in (0.5, 1.0, 1.5, 2.0)],
+        "confidence": [(s.views, s.view_eps, share * s.confidence) for share in (0.0, 0.05, 0.15, 0.4)],
+    }
+    options = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
+    found = []
+    for which, (curve, settings) in enumerate(curves.items()):
+        for views, size, confidence in settings:
+            name = f"views-{views}_size-{size:.4f}_confidence-{confidence:.4f}"
+            attack = partial(kernels.optmargin, views=views, eps=size, confidence=confidence, **options)
+            found.append((curve, (views, size, confidence)[which], name, attack))
+    return found
+
+
+# Region classification
+
+
+def kept(s: Settings, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return for which images (N,) bool the true label `y` wins the vote of notebook 4."""
+    generator = runtime.seeded(s.seed, "region")
+    vote = region.classify(model, x, radius=s.radius, samples=s.samples, precision=s.precision, generator=generator)
+    return vote.label.cpu() == y
+
+
+def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
+    """Return the vote varied in one thing at a time, the published one first: settings of `region.classify` by name.
+
+    Radii are such that the expected RMS of an offset, before clipping, is that of the run's hypercube.
+    """
+    cube, plurality = region.SHAPES[0], region.COMBINATIONS[0]
+    chosen = [(shape, plurality) for shape in region.SHAPES] + [(cube, way) for way in region.COMBINATIONS[1:]]
+    return {
+        f"{shape}-{way}": {
+            "shape": shape,
+            "combine": way,
+            "radius": s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)),
+            "samples": s.samples,
+        }
+        for shape, way in chosen
+    }
+
+
+def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSet, name: str) -> Slice:
+    """Return the plane through an image on which `attack` succeeded and its result, named `name`.
+
+    It is the image of the median distortion, a typical one. Where the attack never succeeded, both directions are
+    random and the first test image is in the middle.
+    """
+    success = attack.success.nonzero().squeeze(1)
+    by_rms = success[attack.rms[success].argsort()]
+    row = int(by_rms[(len(success) - 1) // 2]) if len(success) else 0
+    x = images.x[row]
+    return plane(s, model, x, attack.x_adv[row] if len(success) else x, name)
+
+
+def plane(
+    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, *, third: str | Tensor = "random", size: int = 81
+) -> Slice:
+    """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote."""
+    length = float((x_adv - x).square().mean().sqrt())
+    reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
+    generator = runtime.seeded(s.seed, "slice")
+    seen = boundary.plane(model, x, x_adv, reach=reach, third=third, size=size, generator=generator)
+    return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
+
+
+# The boundary
+
+
+def directions(s: Settings, in_shape: tuple[int, ...]) -> Tensor:
+    """Return the run's directions (K, D), the same for all images and both models."""
+    dim = math.prod(in_shape)
+    count = min(dim, 1000) if s.directions is None else s.directions
+    return boundary.directions(dim, count, negate=s.negate, generator=runtime.seeded(s.seed, "directions"))
+
+
+def versions(
+    right: Mapping[str, Tensor], attacked: Mapping[Keys, Attack], images: ImageSet, limit: int
+) -> dict[Keys, tuple[Tensor, Tensor]]:
+    """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
+
+    They are the benign images among the first `limit` that the model classifies correctly (`right`, as `correct`
+    returns it), and the first `limit` successes of every attack.
+    """
+    found: dict[Keys, tuple[Tensor, Tensor]] = {}
+    for which, mask in right.items():
+        index = mask[:limit].nonzero().squeeze(1)
+        found[which, BENIGN] = index, images.x[index]
+        for name, attack in of_model(attacked, which).items():
+            index = attack.success.nonzero().squeeze(1)[:limit]
+            found[which, name] = index, attack.x_adv[index]
+    return {key: entry for key, entry in found.items() if len(entry[0])}
+
+
+def typical(profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
+    """Return the row of one image in each of the sets of examples `names`; sets that are absent are left out.
+
+    It is a typical image: the middle one in the order of the median ray of the first set. Where no image was probed in
+    all sets, the last ones are dropped until one was; without any image the answer is empty.
+    """
+    names = [name for name in names if name in profiles]
+    while names:
+        common = sorted(set.intersection(*(set(positions[name].tolist()) for name in names)))
+        if common:
+            first = dict(zip(positions[names[0]].tolist(), ray_medians(profiles[names[0]]).tolist(), strict=True))
+            chosen = sorted(common, key=first.__getitem__)[(len(common) - 1) // 2]
+            return {name: positions[name].tolist().index(chosen) for name in names}
+        names.pop()
+    return {}
+
+
+def ray_medians(profile: Profile) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the median distance (N,) of each image's rays, [0, 1] units; inf where half of them meet no boundary."""
+    medians: np.ndarray[Any, np.dtype[np.float64]] = np.median(profile.distance.cpu().numpy().astype(np.float64), axis=1)
+    return medians
+
+
+def clipped_rms(s: Settings, x: Tensor) -> float:
+    """Return the mean RMS, [0, 1] units, of the points of the vote around the image `x` (C, H, W) after clipping."""
+    generator = runtime.seeded(s.seed, "clipped")
+    offsets = s.radius * (2 * torch.rand(max(s.samples, 1000), *x.shape, generator=generator) - 1)
+    moved = (x + offsets).clamp(0, 1) - x
+    return float(moved.square().flatten(1).mean(1).sqrt().mean())
+
+
+# The detector
+
+
+def training_part(s: Settings) -> Tensor:
+    """Return which of the attacked images, by position in the test set, detectors may be trained on: (n,) bool."""
+    order = torch.randperm(s.n, generator=runtime.seeded(s.seed, "detector split"))
+    part = torch.zeros(s.n, dtype=torch.bool)
+    part[order[: round(s.detector_train_share * s.n)]] = True
+    return part
+
+
+def trials(
+    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor]
+) -> dict[str, tuple[Profile, Profile]]:
+    """Return what the detectors of one model are trained on: profiles of benign images and of their adversarial versions.
+
+    One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
+    attack with fewer than two such pairs, or fewer than two images to be tested on, is left out.
+    """
+    part, pairs = training_part(s), {}
+    if BENIGN not in profiles:
+        return {}
+    row = {int(position): i for i, position in enumerate(positions[BENIGN]) if part[position]}
+    for name in profiles:
+        seen = [i for i, position in enumerate(positions[name].tolist()) if position in row]
+        if name != BENIGN and len(seen) >= 2 and int((~part[positions[name]]).sum()) >= 2:
+            originals = torch.tensor([row[int(positions[name][i])] for i in seen])
+            pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen))
+    if pairs:
+        benign, adversarial = zip(*pairs.values(), strict=True)
+        pairs["all"] = Profile.cat(list(benign)), Profile.cat(list(adversarial))
+    return pairs
+
+
+def held_out(
+    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
+) -> dict[str, Profile]:
+    """Return the profiles that no detector has seen: benign ones, those of each attack in `names` but `all`, and `all`."""
+    part, names = training_part(s), [name for name in names if name != "all"]
+    if not names:
+        return {}
+    found = {name: profiles[name].take(~part[positions[name]]) for name in (BENIGN, *names)}
+    return found | {"all": Profile.cat([found[name] for name in names])}
+
+
+# One image
+
+
+def distorted(
+    x: Tensor, lengths: Sequence[float], *, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Return the image `x` changed in four ways, each by the same lengths.
+
+    Random noise and random signs (of which every pixel moves by the full length, as in one step of FGSM) are drawn
+    once and scaled; a constant is added; and the pixels of a square in the middle move towards the other end of
+    [0, 1].
+
+    Parameters
+    ----------
+    x : Tensor (C, H, W) float32
+        In [0, 1].
+    lengths : sequence of M floats
+        RMS before clipping, [0, 1] units, > 0; after clipping it is at most that.
+    generator : torch.Generator, optional
+        On the CPU; None takes torch's global one.
+
+    Returns
+    -------
+    dict
+        Kind of distortion -> (M, C, H, W), clipped to [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For an image out of range or a length that is not above 0.
+    """
+    checks.images(x[None])
+    for length in lengths:
+        checks.number(length, name="length", open_low=True)
+    x = x.cpu()
+    noise = torch.randn(x.shape, generator=generator)
+    signs = 2.0 * torch.randint(2, x.shape, generator=generator) - 1
+    height, width = x.shape[1:]
+    top, left = height // 2 - max(1, height // _SQUARE) // 2, width // 2 - max(1, width // _SQUARE) // 2
+    square = torch.zeros_like(x)
+    square[:, top : top + max(1, height // _SQUARE), left : left + max(1, width // _SQUARE)] = 1
+    kinds = {
+        "random noise": noise,
+        "random signs": signs,
+        "a constant": torch.ones_like(x),
+        "a square": square * torch.where(x < 0.5, 1.0, -1.0),
+    }
+    scale = torch.tensor(list(lengths)).view(-1, 1, 1, 1)
+    return {kind: (x + scale * change / change.square().mean().sqrt()).clamp(0, 1) for kind, change in kinds.items()}
