@@ -1,0 +1,97 @@
+"""A small kernel, a fit and a model of known results for the tests of what a run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nbsupport.record import Record
+
+
+@dataclass(frozen=True, eq=False)
+class Sums(Record):
+    """What `sums` returns, (N,) each."""
+
+    total: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Other(Record):
+    """A record of any one column."""
+
+    value: Tensor
+
+
+class Weighted(nn.Module):
+    """One weight."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Calls:
+    """What `sums` was called with, and the image at which it stops."""
+
+    made: ClassVar[list[int]] = []
+    stop_at: ClassVar[float | None] = None
+
+
+def sums(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float = 1.0,
+    targets: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Sums:
+    """Return scale * weight * (sum of each image) + y + targets, and one random number shared by all images."""
+    if Calls.stop_at is not None and bool((x == Calls.stop_at).any()):
+        raise KeyboardInterrupt
+    Calls.made.append(len(x))
+    with torch.no_grad():
+        total = scale * model(x).flatten(1).sum(1) + y + (0 if targets is None else targets)
+    return Sums(total, torch.rand((), generator=generator).expand(len(x)).contiguous())
+
+
+def one_row(model: nn.Module, x: Tensor) -> Other:
+    """Return one row, however many images there are."""
+    return Other(torch.zeros(1))
+
+
+def total_of(record: Sums, *, plus: float, generator: torch.Generator | None = None) -> Other:
+    """Return the sum of all rows: one piece."""
+    Calls.made.append(-1)
+    return Other(record.total.sum()[None] + plus + torch.rand(1, generator=generator))
+
+
+def fit(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Add the mean of `x` to the weight `steps` times; the checkpoint holds the steps done."""
+    assert checkpoint is not None
+    done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    Calls.made.append(steps - done)
+    parameter = next(model.parameters())
+    with torch.no_grad():
+        parameter += steps * float(x.mean())
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(str(steps))
+    return pd.DataFrame({"epoch": range(steps), "loss": [0.1 + 0.2] * steps, "pgd_accuracy": [float("nan")] * steps})
