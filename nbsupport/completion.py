@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbsupport import artifacts, manifest
+from nbsupport import files, manifest
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ def finish(run_dir: Path, stage: str, outputs: Sequence[Path], *, seconds: float
 
     Raises ValueError where one lies outside the run folder.
     """
-    digests = {
-        Path(path).resolve().relative_to(run_dir).as_posix(): artifacts.file_digest(Path(path)) for path in outputs
-    }
+    digests = {Path(path).resolve().relative_to(run_dir).as_posix(): files.file_digest(Path(path)) for path in outputs}
     entry = {
         "seconds": seconds,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -59,7 +57,7 @@ def state(run_dir: Path, stage: str) -> StageState:
 def begin(run_dir: Path, stage: str) -> None:
     """Prepare `stage` to run again, so that nothing an earlier attempt left can pass for a new output.
 
-    Intact artifacts stay, since they are verified when they are read; those at fault, all tables and all figures
+    Intact files stay, since they are verified when they are read; those at fault, all tables and all figures
     of the stage are removed, and run.json no longer calls it finished.
     """
     faults = state(run_dir, stage).faults
@@ -77,7 +75,7 @@ def begin(run_dir: Path, stage: str) -> None:
 
 
 def made_from(run_dir: Path, stage: str) -> str:
-    """Return a digest of the artifacts of all stages that come before `stage` by name."""
+    """Return a digest of the files of all stages that come before `stage` by name."""
     stages = manifest.read(run_dir)["stages"]
     return _combined(stages[name]["contents"] for name in sorted(stages) if name < stage)
 
@@ -87,11 +85,11 @@ def _is_artifact(rel: str) -> bool:
 
 
 def _intact(path: Path, digest: str) -> bool:
-    return path.is_file() and artifacts.file_digest(path) == digest
+    return path.is_file() and files.file_digest(path) == digest
 
 
 def _content(path: Path) -> str:
-    return artifacts.read_metadata(path).get("contents") or artifacts.file_digest(path)
+    return files.read_metadata(path).get("contents") or files.file_digest(path)
 
 
 def _combined(digests: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nbsupport import artifacts
+from nbsupport import files
 
 NAME = ".lock"
 
@@ -35,7 +35,7 @@ def held(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        artifacts.remove_leftovers(run_dir)
+        files.remove_leftovers(run_dir)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nbsupport import __version__, artifacts, presets
+from nbsupport import __version__, files, presets
 
 NAME = "run.json"
 
@@ -38,7 +38,7 @@ def read(run_dir: Path) -> dict[str, Any]:
         manifest["parameters"], manifest["stages"]  # both are always there
     except (ValueError, KeyError, TypeError) as error:
         remedy = "choose another run folder, or delete this one"
-        raise artifacts.DamagedArtifact(path, f"unreadable: {error}", remedy) from None
+        raise files.DamagedArtifact(path, f"unreadable: {error}", remedy) from None
     return manifest
 
 
@@ -58,7 +58,7 @@ def create(run_dir: Path, settings: presets.Settings, device: str) -> dict[str, 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
     """Replace run.json."""
-    artifacts.write_text(run_dir / NAME, json.dumps(manifest, indent=1) + "\n")
+    files.write_text(run_dir / NAME, json.dumps(manifest, indent=1) + "\n")
 
 
 def update(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbsupport import arguments, artifacts
+from nbsupport import checks, files
 from nbsupport.journal import Journal
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def run(
     ValueError
         If `total` or `shard` is below 1, or if `compute` returns tensors with another number of rows.
     """
-    arguments.count(total, name="total")
-    arguments.count(shard, name="shard")
+    checks.count(total, name="total")
+    checks.count(shard, name="shard")
 
     def report(done: int, event: str = "progress", **extra: float | str) -> None:
         journal.report(stage, what, done, total, unit, event=event, **extra)
@@ -68,10 +68,10 @@ def run(
     def stored(file: Path, start: int, stop: int) -> tuple[dict[str, Tensor], float] | None:
         """Return the rows in `file` and the seconds they took, None where they must be computed."""
         try:
-            tensors, metadata = artifacts.load_with_metadata(file)
+            tensors, metadata = files.load_with_metadata(file)
         except FileNotFoundError:
             return None
-        except artifacts.DamagedArtifact as error:
+        except files.DamagedArtifact as error:
             print(f"damaged, computed again: {file} ({error.why})")
             report(start, "damaged", path=str(file), why=error.why)
             return None
@@ -100,12 +100,12 @@ def run(
             tensors = {name: tensor.detach().cpu() for name, tensor in compute(start, stop).items()}
             _require_rows(tensors, stop - start, what)
             part = tensors, time.monotonic() - began
-            artifacts.save_tensors(file, tensors, rows=f"{start}:{stop}", made_from=made_from, seconds=f"{part[1]:.3f}")
+            files.save_tensors(file, tensors, rows=f"{start}:{stop}", made_from=made_from, seconds=f"{part[1]:.3f}")
         parts.append(part[0])
         spent += part[1]
         report(stop, "progress" if computing else "resumed", **_so_far(parts))
     result = _joined(parts)
-    artifacts.save_tensors(path, result, rows=f"0:{total}", made_from=made_from, seconds=f"{spent:.3f}")
+    files.save_tensors(path, result, rows=f"0:{total}", made_from=made_from, seconds=f"{spent:.3f}")
     shutil.rmtree(folder)
     return result
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbsupport import artifacts, completion, lock, manifest, presets, shards
-from nbsupport.artifacts import DamagedArtifact, load_tensors, save_tensors, write_figure, write_text
+from nbsupport import completion, files, lock, manifest, presets, shards
 from nbsupport.completion import StageState
+from nbsupport.files import DamagedArtifact, load_tensors, save_tensors, write_figure, write_text
 from nbsupport.journal import Journal
 from nbsupport.lock import RunInUse
 from nbsupport.manifest import ParametersDiffer
@@ -126,7 +126,7 @@ class Run:
 
     def seconds(self, rel: str) -> float:
         """Return the seconds that computing `rel` took, over all processes that had a part in it."""
-        return float(artifacts.read_metadata(self.path(rel))["seconds"])
+        return float(files.read_metadata(self.path(rel))["seconds"])
 
     def write_table(self, name: str, frame: pd.DataFrame) -> Path:
         """Store `frame` as tables/`name`.csv and return its path."""

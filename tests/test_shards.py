@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbsupport import artifacts, journal, shards
+from nbsupport import files, journal, shards
 
 Rows = dict[str, Tensor]
 
@@ -53,7 +53,7 @@ def assert_squares(result: Rows, total: int = 10) -> None:
 def test_the_result_does_not_depend_on_the_shards(tmp_path: Path, total: int, shard: int) -> None:
     compute = Recorded()
     assert_squares(run(tmp_path, compute, total, shard), total)
-    assert_squares(artifacts.load_tensors(tmp_path / "a.safetensors"), total)
+    assert_squares(files.load_tensors(tmp_path / "a.safetensors"), total)
     assert compute.calls == [(start, min(start + shard, total)) for start in range(0, total, shard)]
     assert {file.name for file in tmp_path.iterdir()} == {"a.safetensors", "journal.jsonl"}
 
@@ -177,11 +177,11 @@ def test_seconds_are_the_sum_over_all_processes(tmp_path: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         run(tmp_path, Recorded(fail_at=3), shard=3, total=6)
     first = tmp_path / ".a.shards" / "00000.safetensors"
-    tensors, metadata = artifacts.load_with_metadata(first)
+    tensors, metadata = files.load_with_metadata(first)
     kept = {name: text for name, text in metadata.items() if name not in ("contents", "sha256")}
-    artifacts.save_tensors(first, tensors, **{**kept, "seconds": "100"})
+    files.save_tensors(first, tensors, **{**kept, "seconds": "100"})
     run(tmp_path, squares, shard=3, total=6)
-    assert 100 <= float(artifacts.read_metadata(tmp_path / "a.safetensors")["seconds"]) < 110
+    assert 100 <= float(files.read_metadata(tmp_path / "a.safetensors")["seconds"]) < 110
 
 
 @pytest.mark.parametrize(("total", "shard", "name"), [(0, 1, "total"), (1, 0, "shard")])
@@ -200,17 +200,17 @@ def test_a_wrong_number_of_rows_is_refused_before_it_is_stored(tmp_path: Path, w
 def test_readers_see_a_whole_file_or_none(tmp_path: Path) -> None:
     """While one thread replaces an artifact over and over, another never reads a part of it."""
     path, over = tmp_path / "a.safetensors", threading.Event()
-    artifacts.save_tensors(path, squares(0, 100))
+    files.save_tensors(path, squares(0, 100))
 
     def write() -> None:
         for number in range(20):
-            artifacts.save_tensors(path, squares(number, number + 100))
+            files.save_tensors(path, squares(number, number + 100))
         over.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     while not over.is_set():
-        rows = artifacts.load_tensors(path)
+        rows = files.load_tensors(path)
         assert torch.equal(rows["index"].double() ** 2, rows["square"])
     writer.join()
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]

@@ -1,4 +1,4 @@
-"""The run folder: its parameters, its artifacts, which stages are complete, and who may write."""
+"""The run folder: its parameters, its files, which stages are complete, and who may write."""
 
 from __future__ import annotations
 

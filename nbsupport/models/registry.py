@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbsupport import artifacts, checks
+from nbsupport import checks, files
 from nbsupport.models.resnet import ResNet20
 from nbsupport.models.small_cnn import DigitsCNN, MnistCNN
 from nbsupport.models.wide_resnet import WideResNet34
@@ -85,7 +85,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             "to store your own, build it as 'package.module:function'"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    artifacts.save_tensors(
+    files.save_tensors(
         Path(path), state, name=spec.name, in_shape=json.dumps(spec.in_shape), num_classes=str(spec.num_classes)
     )
 
@@ -96,7 +96,7 @@ def load(path: str | Path) -> nn.Module:
     A model of a user's own factory imports that factory. Raises FileNotFoundError, DamagedArtifact for a truncated
     or altered file, and ValueError for one that holds no model or weights that no longer fit.
     """
-    state, metadata = artifacts.load_with_metadata(Path(path))
+    state, metadata = files.load_with_metadata(Path(path))
     if not {"name", "in_shape", "num_classes"} <= metadata.keys():
         raise ValueError(f"expected a model stored by models.save, got {path} without its name in the header")
     name, (channels, height, width) = metadata["name"], json.loads(metadata["in_shape"])
