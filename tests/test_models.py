@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nbsupport import files, models
 from nbsupport.files import DamagedArtifact
 from nbsupport.models import Ball, HalfSpace, Wedge
-from nbsupport.models.wide_resnet import StandardiseImage
+from nbsupport.models.architectures import StandardiseImage
 
 CASES = [
     ("digits_cnn", (1, 8, 8), 10),

@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from nbsupport import checks, files
-from nbsupport.models.resnet import ResNet20
-from nbsupport.models.small_cnn import DigitsCNN, MnistCNN
-from nbsupport.models.wide_resnet import WideResNet34
+from nbsupport.models.architectures import DigitsCNN, MnistCNN, ResNet20, WideResNet34
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 _FACTORIES: dict[str, Factory] = {
