@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from functools import partial
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from nbsupport import boundary, runtime, tables_geometry
@@ -80,28 +78,21 @@ def _audit(
 ) -> dict[str, Tensor]:
     generator = runtime.seeded(settings.seed, "audit")
     found = boundary.audit(model, x, directions, settings.magnitudes, profile, rays=stop - start, generator=generator)
-    return {field.name: getattr(found, field.name) for field in fields(found)}
+    return found.tensors()
 
 
 def _measure(
     settings: Settings, model: nn.Module, directions: Tensor, x: Tensor, profile: Profile, start: int, stop: int
 ) -> dict[str, Tensor]:
-    x, magnitudes = x[start:stop], settings.magnitudes
-    orthogonal = directions[: len(directions) // 2] if settings.negate else directions
-    triple = boundary.triple_points(
+    found = boundary.geometry(
         model,
-        x,
-        orthogonal,
-        reach=magnitudes[-1],
-        pairs=min(settings.triple_pairs, len(orthogonal) * (len(orthogonal) - 1) // 2),
+        x[start:stop],
+        directions,
+        settings.magnitudes,
+        profile.take(slice(start, stop)),
+        rays=settings.geometry_rays,
+        pairs=settings.triple_pairs,
+        negate=settings.negate,
         generator=runtime.seeded(settings.seed, "planes"),  # the same planes for every shard, set and model
     )
-    rays = directions[: settings.geometry_rays]
-    near = Profile(
-        profile.center[start:stop],
-        *(entry[start:stop, : len(rays)] for entry in (profile.distance, profile.adjacent, profile.reached)),
-    )
-    again = boundary.reentry(model, x, rays, magnitudes, near)
-    angle = torch.full(near.reached.shape, torch.nan, dtype=torch.float64)
-    angle[near.reached] = boundary.normals(model, x, rays, near).angle.cpu()
-    return {"triple": triple, "reached": near.reached, "returned": again.returned, "angle": angle}
+    return found.tensors()
