@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search, per_image, shorten
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -63,11 +61,8 @@ def ddn_l2(
     CVPR 2019, arXiv:1811.09600.
     """
     with frozen(model):
-        problem = Problem.of(model, x, y, targets)
-        objective = Objective(problem, precision=precision)
-        search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
-        search.run()
-        return search.result(objective)
+        objective = Objective(Problem.of(model, x, y, targets), precision=precision)
+        return NormSearch(objective, steps=steps, init_norm=init_norm, gamma=gamma).attack()
 
 
 # Chosen on a normally trained `mnist_cnn`, 8 images with 20 views and 24 with one; mean RMS in brackets.
@@ -80,6 +75,7 @@ _STRIDE = 2.0  # first step, in norms of the perturbation (2: .0506, .5: .0508, 
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 
 
+@dataclass(eq=False, kw_only=True)
 class NormSearch(Search):
     """Shrink the norm while every view is across the boundary, grow it while one is not.
 
@@ -90,25 +86,17 @@ class NormSearch(Search):
     images much nearer to the boundary than the norm could shrink are measured too.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        objective: Objective,
-        *,
-        steps: int,
-        confidence: float = 0.0,
-        init_norm: float = 1.0,
-        gamma: float = 0.05,
-    ) -> None:
-        checks.count(steps, name="steps")
-        checks.number(confidence, name="confidence")
-        checks.number(init_norm, name="init_norm", open_low=True)
-        checks.number(gamma, name="gamma", open_low=True, high=1 - 1e-6)
-        super().__init__(problem)
-        self.every = min(10, steps)
-        self.objective, self.steps, self.confidence = objective, steps, confidence
-        self.init_norm, self.gamma = init_norm, gamma
-        self.worst = min(_WORST, objective.count)
+    steps: int
+    init_norm: float = 1.0
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks.count(self.steps, name="steps")
+        checks.number(self.confidence, name="confidence")
+        checks.number(self.init_norm, name="init_norm", open_low=True)
+        checks.number(self.gamma, name="gamma", open_low=True, high=1 - 1e-6)
+        super().__post_init__()
+        self.every = min(10, self.steps)
 
     def begin(self, state: State) -> None:
         """Start at the image itself."""
@@ -134,7 +122,7 @@ class NormSearch(Search):
             x_adv,
             state["label"],
             lambda gap: (gap / (_VIEWS * scale)[:, None]).softmax(1),
-            count=self.worst,
+            count=min(_WORST, self.objective.count),
             temperature=rivals * scale,
         )
         l2 = delta.flatten(1).norm(dim=1)

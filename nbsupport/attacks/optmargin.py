@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.attacks.carlini_wagner import PenaltySearch
 from nbsupport.attacks.ddn import NormSearch
-from nbsupport.attacks.objective import Objective
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search
-from nbsupport.boundary import directions
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search
+from nbsupport.boundary.directions import directions
 from nbsupport.runtime import Precision, frozen
 
 
@@ -107,10 +104,9 @@ def optmargin(
         objective = Objective(problem, surrogates, clip=not authors, precision=precision)
         search: Search
         if solver == "ddn":
-            search = NormSearch(problem, objective, steps=200 if steps is None else steps, confidence=confidence)
+            search = NormSearch(objective, steps=200 if steps is None else steps, confidence=confidence)
         else:
             search = PenaltySearch(
-                problem,
                 objective,
                 confidence=confidence,
                 search_steps=search_steps,
@@ -119,8 +115,7 @@ def optmargin(
                 initial_const=initial_const if initial_const is not None else (0.2 if authors else 1.0),
                 distance_scale=distance_scale if distance_scale is not None else (255.0**2 if authors else 1.0),
             )
-        search.run(views=views)
-        return search.result(objective, confidence=confidence)
+        return search.attack()
 
 
 def draw_views(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search, per_image
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -77,21 +76,18 @@ def pgd_linf(
         problem = Problem.of(model, x, y, targets)
         shape = (restarts, *x.shape[1:])
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
-        objective = Objective(problem, precision=precision)
-        search = _ProjectedAscent(problem, objective, offsets.to(problem.x.device), eps, steps, step_size)
-        search.run()
-        return search.result(objective, keep_failures=True)
+        objective, offsets = Objective(problem, precision=precision), offsets.to(problem.x.device)
+        return _ProjectedAscent(objective, offsets=offsets, eps=eps, steps=steps, step_size=step_size).attack()
 
 
+@dataclass(eq=False, kw_only=True)
 class _ProjectedAscent(Search):
-    every = 1  # a step of the pool is a whole restart, so all its images are in the same phase
-
-    def __init__(
-        self, problem: Problem, objective: Objective, offsets: Tensor, eps: float, steps: int, step_size: float
-    ) -> None:
-        super().__init__(problem)
-        self.objective = objective
-        self.offsets, self.eps, self.steps, self.step_size = offsets, eps, steps, step_size
+    offsets: Tensor  # (restarts, C, H, W)
+    eps: float
+    steps: int
+    step_size: float
+    every: int = 1  # a step of the pool is a whole restart, so all its images are in the same phase
+    keep_failures: bool = True
 
     def begin(self, state: State) -> None:
         state["restart"] = torch.zeros_like(state["index"])

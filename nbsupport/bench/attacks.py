@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import attacks, region, runtime
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
+from nbsupport.attacks.engine import Objective, Problem, across
 from nbsupport.bench import attack_cases, engine, memory
 from nbsupport.bench.attack_cases import Case, Result
 from nbsupport.bench.measured import measure
