@@ -111,10 +111,8 @@ _MNIST: dict[str, Any] = {
     "fast_epochs": 5,
     "pgd_epochs": 2,
     "validation_n": 1000,
-    "batch_size": 64,
     "lr": 0.05,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": "none",
     "eps": 0.3,  # [M]
     "train_steps": 40,
@@ -132,9 +130,7 @@ _CIFAR10: dict[str, Any] = {
     "pgd_epochs": 5,
     "validation_n": 1000,
     "batch_size": 128,
-    "lr": 0.1,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": "crop-flip",
     "pgd_augment": "crop-flip",
     "eps": 8 / 255,  # [M]

@@ -131,11 +131,11 @@ class PenaltySearch(Search):
         x = state["x"]
         x_adv = (state["w"].tanh() + 1) / 2
         look = self.objective.hinge(x_adv, state["label"], self.confidence, state["sloped"])
-        short = ~across(look.gap, self.confidence)
+        short = ~across(look.margin, self.confidence)
         state["sloped"] = short
         l2 = (x_adv - x).square().flatten(1).sum(1)
         # The hinge is counted from -confidence, as in the release: the same gradient, and never negative.
-        loss = l2 / self.distance_scale + state["const"] * (look.gap + self.confidence).clamp(min=0).sum(1)
+        loss = l2 / self.distance_scale + state["const"] * (look.margin + self.confidence).clamp(min=0).sum(1)
 
         wanted = ~short.any(1) & ~state["done"] & (~state["found"] | (l2 < state["best_l2"]))
         success, passes = self.objective.confirmed(wanted, x_adv, state["label"], self.confidence)
@@ -146,7 +146,7 @@ class PenaltySearch(Search):
         state["best_l2"] = torch.where(better, l2, state["best_l2"])
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
-        slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * look.pull
+        slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * look.gradient
         self._adam(state, slope * (1 - (2 * x_adv - 1).square()) / 2)
         self._leave_trial(state, loss)
 

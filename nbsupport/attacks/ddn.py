@@ -67,7 +67,7 @@ def ddn_l2(
 
 # Chosen on a normally trained `mnist_cnn`, 8 images with 20 views and 24 with one; mean RMS in brackets.
 _WORST = 5  # views in a gradient (5: .0693, 10: .0702, 20: .0710)
-_VIEWS = 0.01  # temperature of the soft maximum over views, in gaps before the attack (.007: .0668, .03: .0678)
+_VIEWS = 0.01  # temperature of the soft maximum over views, in margins before the attack (.007: .0668, .03: .0678)
 # Temperature of the soft maximum over rival classes, likewise: it falls, so that the search looks at several classes
 # first and settles for one. On 160 other images with one view: .15 to .03 .0573, .2 to .03 .0575, .07 throughout .0581.
 _FIRST_RIVALS, _RIVALS = 0.15, 0.03
@@ -79,11 +79,11 @@ _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 class NormSearch(Search):
     """Shrink the norm while every view is across the boundary, grow it while one is not.
 
-    The direction comes from the smooth gaps of the views, weighted as in a soft maximum: mostly from the views that are
-    furthest from flipping; of these only `_WORST` take part. Both temperatures are shares of the gap before the attack,
-    so that scaling the logits changes nothing. Step size and norm change decay along a cosine:
-    early they find the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that
-    images much nearer to the boundary than the norm could shrink are measured too.
+    The direction comes from the smooth margins of the views, weighted as in a soft maximum: mostly from the views that
+    are furthest from flipping; of these only `_WORST` take part. Both temperatures are shares of the margin before the
+    attack, so that scaling the logits changes nothing. Step size and norm change decay along a cosine: early they find
+    the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that images much
+    nearer to the boundary than the norm could shrink are measured too.
     """
 
     steps: int
@@ -103,8 +103,8 @@ class NormSearch(Search):
         zero = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["delta"] = torch.zeros_like(state["x"])
         state["norm"] = torch.full_like(zero, self.init_norm)
-        gap = Objective(self.problem).gaps(state["x"], state["label"])
-        state["scale"] = gap.squeeze(1).clamp(min=1e-6)
+        margin = Objective(self.problem).margins(state["x"], state["label"])
+        state["scale"] = margin.squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
         state["best_l2"] = torch.full_like(zero, torch.inf)
         state["last_best"] = state["best_l2"].clone()
@@ -121,12 +121,12 @@ class NormSearch(Search):
         look = self.objective.worst(
             x_adv,
             state["label"],
-            lambda gap: (gap / (_VIEWS * scale)[:, None]).softmax(1),
+            lambda margin: (margin / (_VIEWS * scale)[:, None]).softmax(1),
             count=min(_WORST, self.objective.count),
             temperature=rivals * scale,
         )
         l2 = delta.flatten(1).norm(dim=1)
-        flipped = across(look.gap, self.confidence).all(1)
+        flipped = across(look.margin, self.confidence).all(1)
         better = flipped & (l2 < state["best_l2"]) & ~state["done"]
         better, passes = self.objective.confirmed(better, x_adv, state["label"], self.confidence)
         state["forwards"] += look.forwards + passes
@@ -135,7 +135,7 @@ class NormSearch(Search):
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
         stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
-        delta = delta - per_image(stride / _length(look.pull)) * look.pull
+        delta = delta - per_image(stride / _length(look.gradient)) * look.gradient
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
         delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]

@@ -1,7 +1,7 @@
 """What all attacks share: the problem, what is pushed below zero, the search as jobs of the pool, and the result.
 
 The margin of label y is Z_y - max_{j != y} Z_j. An untargeted attack lowers the margin of the true label, a targeted
-one raises the margin of the target; the `gap` is the margin with the sign that makes both a descent.
+one raises the margin of the target. All margins here are negated where an attack is targeted: every search descends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nbsupport.pool import State, drain
 from nbsupport.record import Record
 from nbsupport.runtime import PRECISIONS, Precision, device_of, laid_out, reduced_precision, rows_per_batch
 
-Weigh = Callable[[Tensor], Tensor]  # gaps -> weights of the same shape
+Weigh = Callable[[Tensor], Tensor]  # margins -> weights of the same shape
 
 # A search asks for a little more than the final check, so that a different batch, which rounds differently, agrees:
 # this share of the spread of an image's logits.
@@ -116,15 +116,15 @@ class Problem:
         return max(1, rows_per_batch(self.model, tuple(self.x.shape[1:]), self.x.device) // views)
 
 
-def gaps(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
-    """Return the gap (N,) of `label` (N,) in `logits` (N, L): the margin, negated when `targeted`."""
+def margins(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
+    """Return the margins (N,) of `label` (N,) in `logits` (N, L), negated when `targeted`."""
     own = logits.gather(1, label[:, None]).squeeze(1)
     rival = logits.scatter(1, label[:, None], -torch.inf).amax(1)
     return rival - own if targeted else own - rival
 
 
-def smooth_gaps(logits: Tensor, label: Tensor, temperature: Tensor, *, targeted: bool) -> Tensor:
-    """Return the gaps (N,) with a soft maximum over the rivals, at `temperature` (N,) or () in logits.
+def smooth_margins(logits: Tensor, label: Tensor, temperature: Tensor, *, targeted: bool) -> Tensor:
+    """Return the margins (N,) with a soft maximum over the rivals, at `temperature` (N,) or () in logits.
 
     At temperature 1 their gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but
     underflows in float32 where the model is sure.
@@ -140,24 +140,24 @@ def _picks_rows(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def across(gap: Tensor, confidence: float = 0.0) -> Tensor:
-    """Return which gaps lie beyond the boundary: at most -confidence, and strictly below 0."""
-    return (gap <= -confidence) & (gap < 0)
+def across(margin: Tensor, confidence: float = 0.0) -> Tensor:
+    """Return which margins lie beyond the boundary: at most -confidence, and strictly below 0."""
+    return (margin <= -confidence) & (margin < 0)
 
 
 @dataclass(frozen=True)
 class Descent:
-    """One look at N images: cautious gaps (N, V), the gradient (N, C, H, W) to descend, passes spent (N,) int64."""
+    """One look at N images: cautious margins (N, V), the gradient (N, C, H, W) to descend, passes spent (N,) int64."""
 
-    gap: Tensor
-    pull: Tensor
+    margin: Tensor
+    gradient: Tensor
     forwards: Tensor
     backwards: Tensor
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The gaps of a problem's images, in one or many views."""
+    """The margins of a problem's images, in one or many views."""
 
     problem: Problem
     views: Tensor | None = None  # (V, C, H, W), added to the image; None: the image itself
@@ -172,8 +172,8 @@ class Objective:
         """The number of views."""
         return 1 if self.views is None else len(self.views)
 
-    def gaps(self, x: Tensor, label: Tensor, *, slack: float = 0.0) -> Tensor:
-        """Return the gaps (N, V) of `x` (N, C, H, W) in float32, plus `slack` times the spread of the logits."""
+    def margins(self, x: Tensor, label: Tensor, *, slack: float = 0.0) -> Tensor:
+        """Return the margins (N, V) of `x` (N, C, H, W) in float32, plus `slack` times the spread of the logits."""
         return self._look(*self._moved(x, label), slack=slack, precision="float32").view(-1, self.count)
 
     def confirmed(self, found: Tensor, x: Tensor, label: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
@@ -184,15 +184,15 @@ class Objective:
         if self.precision == "float32":
             return found, torch.zeros_like(label)
         if not _picks_rows(x):
-            across_too = across(self.gaps(x, label, slack=ROUNDING), confidence).all(1)
+            across_too = across(self.margins(x, label, slack=ROUNDING), confidence).all(1)
             return found & across_too, torch.full_like(label, self.count)
         confirmed = found.clone()
         if found.any():
-            confirmed[found] = across(self.gaps(x[found], label[found], slack=ROUNDING), confidence).all(1)
+            confirmed[found] = across(self.margins(x[found], label[found], slack=ROUNDING), confidence).all(1)
         return confirmed, found * self.count
 
     def hinge(self, x: Tensor, label: Tensor, confidence: float, expected: Tensor) -> Descent:
-        """Descend the sum of max(gap, -confidence) over the views.
+        """Descend the sum of max(margin, -confidence) over the views.
 
         A view that is across by `confidence` has no slope and needs no backward pass. Of many views, on a CPU, only
         those `expected` (N, V) to have a slope build a graph, and those that turn out to have one are caught up. With
@@ -200,100 +200,101 @@ class Objective:
         """
         moved, labels = self._moved(x, label)
 
-        def slope(gap: Tensor) -> Tensor:
-            return (~across(gap, confidence)).to(gap.dtype)  # a tie is not across: it pulls too
+        def slope(margin: Tensor) -> Tensor:
+            return (~across(margin, confidence)).to(margin.dtype)  # a tie is not across: it pulls too
 
         forwards, backwards = torch.ones_like(labels), torch.ones_like(labels)
         # With one view most rows have a slope, and two small batches are slower than one.
         if self.count == 1 or not _picks_rows(x):
             return self._descent(*self._gradient(moved, labels, slope), forwards, backwards)
-        gap, pull = moved.new_zeros(len(moved)), torch.zeros_like(moved)
+        margin, gradient = moved.new_zeros(len(moved)), torch.zeros_like(moved)
         with_graph, without = (mask.flatten().nonzero().squeeze(1) for mask in (expected, ~expected))
         late = without
         if len(without):
-            gap[without] = self._look(moved[without], labels[without])
-            late = without[~across(gap[without], confidence)]
+            margin[without] = self._look(moved[without], labels[without])
+            late = without[~across(margin[without], confidence)]
         for rows in (with_graph, late):
             if len(rows):
-                gap[rows], pull[rows] = self._gradient(moved[rows], labels[rows], slope)
+                margin[rows], gradient[rows] = self._gradient(moved[rows], labels[rows], slope)
         forwards[late] = 2
         backwards[without] = 0
         backwards[late] = 1
-        return self._descent(gap, pull, forwards, backwards)
+        return self._descent(margin, gradient, forwards, backwards)
 
     def worst(self, x: Tensor, label: Tensor, weigh: Weigh, *, count: int, temperature: Tensor) -> Descent:
-        """Descend the smooth gaps, at `temperature` (N,), of the `count` views of largest gap; `weigh` takes (N, K).
+        """Descend the smooth margins of the `count` views of largest margin, K, at `temperature` (N,).
 
-        A pass over all views without a graph and one over the worst with a graph cost V + 3 count instead of 3 V.
+        `weigh` is given the margins (N, K) of these views. A pass over all views without a graph and one over the worst
+        with a graph cost V + 3 count instead of 3 V.
         """
         moved, labels = self._moved(x, label)
-        gap, chosen, views = None, moved, self.count
+        margin, chosen, views = None, moved, self.count
         if 1.5 * count < views:
-            gap = self._look(moved, labels).view(-1, views)
-            hardest = gap.topk(count, dim=1).indices
+            margin = self._look(moved, labels).view(-1, views)
+            hardest = margin.topk(count, dim=1).indices
             rows = (hardest + views * torch.arange(len(x), device=x.device)[:, None]).flatten()
             chosen, views = moved[rows], count
 
-        def slope(gap: Tensor) -> Tensor:
-            return weigh(gap.view(-1, views)).flatten()
+        def slope(margin: Tensor) -> Tensor:
+            return weigh(margin.view(-1, views)).flatten()
 
         own = label.repeat_interleave(views)
-        seen, pull = self._gradient(chosen, own, slope, temperature.repeat_interleave(views))
+        seen, gradient = self._gradient(chosen, own, slope, temperature.repeat_interleave(views))
         spent = torch.full_like(label, views)
-        if gap is None:
-            gap, looked = seen.view(-1, views), torch.zeros_like(label)
+        if margin is None:
+            margin, looked = seen.view(-1, views), torch.zeros_like(label)
         else:
             looked = torch.full_like(label, self.count)
-        return Descent(gap, pull.view(-1, views, *x.shape[1:]).sum(1), looked + spent, spent)
+        return Descent(margin, gradient.view(-1, views, *x.shape[1:]).sum(1), looked + spent, spent)
 
     def ascend(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gaps (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
+        """Return margins (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
         temperature = torch.ones(len(x), device=x.device)
-        gap, pull = self._gradient(x, label, torch.ones_like, temperature, slack=0.0)
-        return gap, -pull
+        margin, gradient = self._gradient(x, label, torch.ones_like, temperature, slack=0.0)
+        return margin, -gradient
 
     def _moved(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return all views of `x` (N, C, H, W) before clipping, as rows (N * V, C, H, W), and their labels."""
         moved = x[:, None] if self.views is None else x[:, None] + self.views
         return moved.flatten(0, 1), label.repeat_interleave(self.count)
 
-    def _descent(self, gap: Tensor, pull: Tensor, forwards: Tensor, backwards: Tensor) -> Descent:
+    def _descent(self, margin: Tensor, gradient: Tensor, *passes: Tensor) -> Descent:
         """Return what was found for views, one a row, by image."""
-        views = self.count
-        by_image = pull.view(-1, views, *pull.shape[1:]).sum(1)
-        return Descent(gap.view(-1, views), by_image, forwards.view(-1, views).sum(1), backwards.view(-1, views).sum(1))
+        rows = -1, self.count
+        by_image = gradient.view(*rows, *gradient.shape[1:]).sum(1)
+        return Descent(margin.view(rows), by_image, *(spent.view(rows).sum(1) for spent in passes))
 
     def _look(
         self, moved: Tensor, label: Tensor, *, slack: float = ROUNDING, precision: Precision | None = None
     ) -> Tensor:
-        """Return the gaps (R,) of views (R, C, H, W) without a graph, in the precision of the search if not stated."""
+        """Return the margins (R,) of views (R, C, H, W) without a graph; `precision` None: that of the search."""
         with torch.no_grad(), reduced_precision(precision or self.precision, moved.device):
-            return self._gap(self._logits(moved), label, slack)
+            return self._margin(self._logits(moved), label, slack)
 
     def _gradient(
         self, moved: Tensor, label: Tensor, weigh: Weigh, temperature: Tensor | None = None, *, slack: float = ROUNDING
     ) -> tuple[Tensor, Tensor]:
-        """Return the gaps (R,) of views (R, C, H, W), and the gradients (R, C, H, W) of these, times their weights.
+        """Return the margins (R,) of views (R, C, H, W), and the gradients (R, C, H, W) of these, times their weights.
 
-        With a `temperature` (R,) the gradients are those of the smooth gaps.
+        With a `temperature` (R,) the gradients are those of the smooth margins.
         """
         batch = moved.detach().requires_grad_()
         with torch.enable_grad(), reduced_precision(self.precision, batch.device):
             logits = self._logits(batch)
-            gap = descended = self._gap(logits, label, slack)
+            margin = descended = self._margin(logits, label, slack)
             if temperature is not None:
-                descended = smooth_gaps(logits, label, temperature, targeted=self.problem.targeted)
-        (gradient,) = torch.autograd.grad(descended, batch, weigh(gap.detach()))
-        return gap.detach(), gradient
+                descended = smooth_margins(logits, label, temperature, targeted=self.problem.targeted)
+        (gradient,) = torch.autograd.grad(descended, batch, weigh(margin.detach()))
+        return margin.detach(), gradient
 
     def _logits(self, moved: Tensor) -> Tensor:
         """Return the logits of views (R, C, H, W), clipped inside the graph: a clipped pixel does not move."""
         return self.problem.logits(moved.clamp(0, 1) if self.clip and self.views is not None else moved)
 
-    def _gap(self, logits: Tensor, label: Tensor, slack: float) -> Tensor:
-        """Return the gaps (R,) plus `slack` times the spread of the logits."""
+    def _margin(self, logits: Tensor, label: Tensor, slack: float) -> Tensor:
+        """Return the margins (R,) plus `slack` times the spread of the logits."""
         fixed = logits.detach()
-        return gaps(logits, label, targeted=self.problem.targeted) + slack * (fixed.amax(1) - fixed.amin(1))
+        return margins(logits, label, targeted=self.problem.targeted) + slack * (fixed.amax(1) - fixed.amin(1))
 
 
 @dataclass(eq=False)
@@ -360,8 +361,8 @@ class Search(ABC):
         success = torch.zeros_like(problem.correct)
         rms = torch.zeros(len(success), device=problem.x.device)
         for index in self.attacked.split(problem.rows(self.objective.count)) if len(self.attacked) else ():
-            gap = self.objective.gaps(self.x_adv[index], problem.label[index])
-            success[index] = across(gap, self.confidence).all(1)
+            margin = self.objective.margins(self.x_adv[index], problem.label[index])
+            success[index] = across(margin, self.confidence).all(1)
             self.forwards[index] += self.objective.count
         # Batch by batch: what is held beside the images and the result does not grow with their number.
         for index in torch.arange(len(success), device=success.device).split(problem.rows()):
@@ -387,8 +388,8 @@ def shorten(state: State, objective: Objective, confidence: float) -> Tensor:
     high = torch.ones_like(low)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        gap = objective.gaps(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
-        success = across(gap, confidence).all(1)
+        margin = objective.margins(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
+        success = across(margin, confidence).all(1)
         low, high = torch.where(success, low, middle), torch.where(success, middle, high)
     state["best"] = torch.where(per_image(high < 1), x + per_image(high) * delta, state["best"])
     state["forwards"] += _BISECTIONS * objective.count

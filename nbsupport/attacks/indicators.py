@@ -217,14 +217,14 @@ def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, 
     pairs = torch.arange(len(image) * count, device=image.device)
     reached = torch.zeros_like(size)
     for part in _batches(image, problem.rows(goal.count)):
-        reached[part] = goal.gaps(attack.x_adv[part], problem.label[part]).amax(1)
+        reached[part] = goal.margins(attack.x_adv[part], problem.label[part]).amax(1)
     for objective, bar in ((Objective(problem), torch.zeros_like(size)), (goal, reached)):
         kept = [pairs[:0]]
         for part in _batches(pairs, problem.rows(objective.count)):
             chosen = image[part // count]
             moved = (problem.x[chosen] + per_image(size[chosen]) * directions[part % count]).clamp(0, 1)
-            gap = objective.gaps(moved, problem.label[chosen]).amax(1)
-            kept.append(part[across(gap) & (gap <= bar[chosen])])
+            margin = objective.margins(moved, problem.label[chosen]).amax(1)
+            kept.append(part[across(margin) & (margin <= bar[chosen])])
         pairs = torch.cat(kept)
     beaten = torch.zeros_like(attack.success)
     beaten[image[pairs // count]] = True
@@ -250,7 +250,7 @@ def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
         x, x_adv, label = problem.x[part], attack.x_adv[part], problem.label[part]
         unit = torch.ones_like(attack.rms[part])
         looks = [goal.worst(each, label, torch.ones_like, count=1, temperature=unit) for each in (x, x_adv)]
-        pulls = [-look.pull for look in looks]
+        pulls = [-look.gradient for look in looks]
         upwards, downwards = (pulls[0] > 0) & (pulls[1] > 0), (pulls[0] < 0) & (pulls[1] < 0)
         inwards = ((x == 0) & upwards) | ((x == 1) & downwards)
         change = (x_adv - x).abs()

@@ -91,28 +91,28 @@ class _ProjectedAscent(Search):
 
     def begin(self, state: State) -> None:
         state["restart"] = torch.zeros_like(state["index"])
-        state["best_gap"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
+        state["best_margin"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
 
     def step(self, state: State) -> None:
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
-        first = late = state["best_gap"]
+        first = late = state["best_margin"]
         for step in range(self.steps):
-            gap, gradient = self.objective.ascend(x, state["label"])
-            self._keep_best(state, x, gap)
-            first = gap if step == 0 else first
-            late = state["best_gap"] if step == self.steps - 1 - self.steps // 10 else late
+            margin, gradient = self.objective.ascend(x, state["label"])
+            self._keep_best(state, x, margin)
+            first = margin if step == 0 else first
+            late = state["best_margin"] if step == self.steps - 1 - self.steps // 10 else late
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
-        self._keep_best(state, x, self.objective.gaps(x, state["label"]).squeeze(1))
+        self._keep_best(state, x, self.objective.margins(x, state["label"]).squeeze(1))
         state["forwards"] += self.steps + 1
         state["backwards"] += self.steps
         state["restart"] += 1
-        gained = late - state["best_gap"] > 0.01 * first.abs()
-        state["falling"] = gained & ~across(state["best_gap"])
-        state["done"] = across(state["best_gap"]) | (state["restart"] == len(self.offsets))
+        gained = late - state["best_margin"] > 0.01 * first.abs()
+        state["falling"] = gained & ~across(state["best_margin"])
+        state["done"] = across(state["best_margin"]) | (state["restart"] == len(self.offsets))
 
     @staticmethod
-    def _keep_best(state: State, x: Tensor, gap: Tensor) -> None:
-        better = gap < state["best_gap"]
-        state["best_gap"] = torch.where(better, gap, state["best_gap"])
+    def _keep_best(state: State, x: Tensor, margin: Tensor) -> None:
+        better = margin < state["best_margin"]
+        state["best_margin"] = torch.where(better, margin, state["best_margin"])
         state["best"] = torch.where(per_image(better), x, state["best"])

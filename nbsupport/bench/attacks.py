@@ -114,5 +114,5 @@ def judged(subject: Subject, result: Result) -> tuple[Tensor, Tensor]:
     with runtime.frozen(subject.model):
         problem = Problem.of(subject.model, subject.x, subject.y, None)
         parts = zip(x_adv.split(problem.rows()), problem.label.split(problem.rows()), strict=True)
-        gap = torch.cat([Objective(problem).gaps(*part).squeeze(1) for part in parts])
-    return across(gap) & problem.correct, rms
+        margin = torch.cat([Objective(problem).margins(*part).squeeze(1) for part in parts])
+    return across(margin) & problem.correct, rms

@@ -178,7 +178,7 @@ class March:
         self.rays.narrow(state, at, self.scale[at], ~self.done(state))
 
     def done(self, state: State) -> Tensor:
-        """Return which brackets are as narrow as they shall be."""
+        """Return which rows have converged."""
         return state["high"] - state["low"] == 1
 
     def finish(self, state: State) -> None:
@@ -207,7 +207,7 @@ class Bisect:
         self.march.rays.narrow(state, middle, middle.float(), ~self.done(state))
 
     def done(self, state: State) -> Tensor:
-        """Return which brackets are as narrow as they shall be."""
+        """Return which rows have converged."""
         low, high = state["low"], state["high"]
         middle = (low + high) / 2
         return (high - low <= self.tolerance) | (middle <= low) | (middle >= high)  # or nothing lies between
