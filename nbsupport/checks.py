@@ -1,30 +1,64 @@
-"""Tensors checked once, at the public edge: each message says what was expected, what came, and what to do."""
+"""Arguments checked once, at the public edge: each message says what was expected, what came, and what to do.
+
+Torch is imported where tensors are checked, so that the command line answers at once.
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from nbsupport.arguments import choice, count, number
+_FEW = 12  # options that are read at a glance
 
-__all__ = [
-    "choice",
-    "count",
-    "finite_logits",
-    "images",
-    "labels",
-    "logits",
-    "logits_shape",
-    "not_probabilities",
-    "number",
-]
+
+def number(value: float, *, name: str, low: float = 0.0, open_low: bool = False, high: float = math.inf) -> None:
+    """Raise ValueError unless `value` is finite and in [low, high] (above `low` with `open_low`)."""
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise ValueError(f"expected {name} as a number, got {value!r}") from None
+    inside = finite and (value > low if open_low else value >= low) and value <= high
+    if not inside:
+        bound = f"{'above' if open_low else 'at least'} {low:g}" + (
+            "" if math.isinf(high) else f" and at most {high:g}"
+        )
+        raise ValueError(f"expected {name} {bound}, got {value!r}")
+
+
+def count(value: int, *, name: str, low: int = 1) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `low`."""
+    try:
+        whole = operator.index(value)  # takes NumPy's integers too
+    except TypeError:
+        whole = low - 1
+    if isinstance(value, bool) or whole < low:
+        raise ValueError(f"expected {name} as a whole number of at least {low}, got {value!r}")
+
+
+def choice(value: str, allowed: Iterable[str], *, name: str) -> None:
+    """Raise ValueError, with the closest match, unless `value` is one of `allowed`."""
+    options = list(allowed)
+    if value not in options:
+        close = difflib.get_close_matches(str(value), options, n=2, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if len(options) > _FEW:  # first what helps, then the list
+            raise ValueError(
+                f"expected {name} to be one of {len(options)}, got {value!r}{hint}; these are {', '.join(options)}"
+            )
+        raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}{hint}")
 
 
 def images(x: Tensor, *, name: str = "x") -> None:
     """Raise ValueError unless `x` is a non-empty float32 tensor (N, C, H, W) in [0, 1] without NaN."""
-    if not isinstance(x, Tensor):
+    import torch
+
+    if not isinstance(x, torch.Tensor):
         raise ValueError(
             f"expected {name} as a torch.Tensor, got {type(x).__name__}; convert with torch.as_tensor(...)"
         )
@@ -49,8 +83,10 @@ def images(x: Tensor, *, name: str = "x") -> None:
 
 def labels(y: Tensor, *, count: int, num_classes: int | None = None, name: str = "y") -> None:
     """Raise ValueError unless `y` is an int64 tensor of `count` labels in [0, num_classes)."""
-    if not isinstance(y, Tensor) or y.dtype != torch.int64:
-        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+    import torch
+
+    if not isinstance(y, torch.Tensor) or y.dtype != torch.int64:
+        got = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
         raise ValueError(f"expected {name} as an int64 tensor, got {got}; convert with torch.as_tensor({name}).long()")
     if y.shape != (count,):
         raise ValueError(f"expected {name} of shape ({count},), one label an image, got {tuple(y.shape)}")
@@ -68,6 +104,8 @@ def logits(z: Tensor, *, count: int) -> None:
 
 def logits_shape(z: Tensor, *, count: int) -> None:
     """Raise ValueError unless `z` is a tensor (count, L) with L >= 2, whatever its values."""
+    from torch import Tensor
+
     if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != count or z.shape[1] < 2:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(

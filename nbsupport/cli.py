@@ -23,7 +23,7 @@ def main() -> None:
 @contextlib.contextmanager
 def _exit_codes(again: str = "To go on where it stopped, give the same command again.") -> Iterator[None]:
     """Turn what may go wrong into messages and exit codes: 2 before anything starts, 1 after."""
-    from nbsupport import artifacts, cluster, lock, runner
+    from nbsupport import cluster, files, lock, runner
 
     try:
         yield
@@ -36,7 +36,7 @@ def _exit_codes(again: str = "To go on where it stopped, give the same command a
         raise SystemExit(1) from None
     except (lock.RunInUse, cluster.NoCluster) as error:
         raise click.UsageError(str(error)) from None
-    except artifacts.DamagedArtifact as error:
+    except files.DamagedArtifact as error:
         click.echo(str(error), err=True)
         raise SystemExit(1) from None
     except OSError as error:
@@ -142,12 +142,12 @@ def bench(what: str, images: int | None, model: Path | None, json_path: Path | N
     "published" searches for OPTMARGIN with the steps of its authors: a quarter of an hour, and no part of "all".
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
-    from nbsupport import artifacts
     from nbsupport import bench as loops
+    from nbsupport import files
 
     def keep(results: loops.Results) -> None:
         if json_path is not None:
-            artifacts.write_text(json_path, results.as_json())
+            files.write_text(json_path, results.as_json())
 
     kept = "" if json_path is None else f" Rows are in {json_path} as soon as they are measured."
     with _exit_codes(again=f"The same command begins anew.{kept}"):

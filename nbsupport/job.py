@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from nbsupport import arguments, limits, manifest, notebooks, presets, store
+from nbsupport import checks, manifest, notebooks, presets, store
 from nbsupport.store import STAGES, Run
 
 
@@ -89,7 +89,7 @@ def plan(
     if dataset.endswith(":"):
         raise ValueError(f"expected a path after {dataset!r}")
     settings = presets.settings(dataset, preset, overrides)
-    limits.require(settings)
+    presets.require(settings)
     _require_data(settings)
     _require_model(settings.model)
     target = Path(run_dir).expanduser().resolve() if run_dir else default_run_dir(settings, named=bool(overrides))
@@ -104,7 +104,7 @@ def _require_data(settings: presets.Settings) -> None:
     for name in ("train_data", "test_data"):
         source: str = getattr(settings, name)
         kind, colon, path = source.partition(":")
-        arguments.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
+        checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
         if colon and not Path(path).exists():
             raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
 
@@ -114,7 +114,7 @@ def _require_model(name: str) -> None:
     if not colon:
         from nbsupport import models
 
-        arguments.choice(name, models.NAMES, name="model")
+        checks.choice(name, models.NAMES, name="model")
         return
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbsupport import arguments
+from nbsupport import checks
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -32,7 +32,7 @@ def require(folder: Path, stages: Sequence[str], parameters: Mapping[str, Any]) 
         if not defined:
             raise ValueError(f"the notebook {stage} has no cell tagged `parameters`")
         for name in parameters:
-            arguments.choice(name, defined, name=f"a parameter of the notebook {stage}")
+            checks.choice(name, defined, name=f"a parameter of the notebook {stage}")
 
 
 def question(notebook: Path) -> str:

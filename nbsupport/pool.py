@@ -38,7 +38,7 @@ def drain(jobs: Jobs, count: int, *, slots: int, every: int, device: torch.devic
 
     The device stays full until no job waits, memory depends on `slots` alone, and the host waits for the device
     once in `every` steps. A job always starts right after a check, so the number of steps spent on it does not
-    depend on its neighbours. No job, no step. Raises ValueError where `slots` or `every` is below 1.
+    depend on its neighbours. Returns at once when `count` is 0. Raises ValueError where `slots` or `every` is below 1.
     """
     checks.count(slots, name="slots")
     checks.count(every, name="every")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbsupport import arguments
+from nbsupport import checks
 
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
@@ -104,8 +104,8 @@ class Settings:
     @property
     def magnitudes(self) -> list[float]:
         """The grid of magnitudes along a direction: the multiples of `magnitude_step` up to `magnitude_max`."""
-        arguments.number(self.magnitude_step, name="magnitude_step", open_low=True)
-        arguments.number(self.magnitude_max, name="magnitude_max", low=self.magnitude_step)
+        checks.number(self.magnitude_step, name="magnitude_step", open_low=True)
+        checks.number(self.magnitude_max, name="magnitude_max", low=self.magnitude_step)
         count = math.floor(self.magnitude_max / self.magnitude_step * (1 + 1e-9))  # .49 / .01 is a little below 49
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
@@ -117,10 +117,8 @@ _MNIST: dict[str, Any] = {
     "fast_epochs": 5,
     "pgd_epochs": 2,
     "validation_n": 1000,
-    "batch_size": 64,
     "lr": 0.05,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": "none",
     "eps": 0.3,  # [M]
     "train_steps": 40,
@@ -138,9 +136,7 @@ _CIFAR10: dict[str, Any] = {
     "pgd_epochs": 5,
     "validation_n": 1000,
     "batch_size": 128,
-    "lr": 0.1,
     "weight_decay": 5e-4,
-    "label_smoothing": 0.0,
     "augment": "crop-flip",
     "pgd_augment": "crop-flip",
     "eps": 8 / 255,  # [M]
@@ -239,6 +235,19 @@ _BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 
+# Which values a run can work with, where that is not simply above 0.
+_CHOICES = {
+    "pgd_schedule": ("fast", "pgd"),
+    "augment": ("none", "crop", "crop-flip"),
+    "pgd_augment": ("none", "crop", "crop-flip"),
+    "brittle_solver": ("ddn", "adam"),
+    "precision": ("float32", "mixed"),
+    "targeted": ("off", "random", "least-likely"),
+}
+_FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confidence", "detector_shift")
+_HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)
+_HIGHEST["detector_train_share"] = 0.95  # something must be left to test on
+
 
 def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of `preset` on `dataset` with `overrides` applied.
@@ -247,17 +256,17 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     absolute. Raises ValueError for an unknown data set, preset or parameter (with the close matches) and for a
     value of the wrong type.
     """
-    arguments.choice(preset, PRESETS, name="preset")
+    checks.choice(preset, PRESETS, name="preset")
     own_data = dataset.startswith(("folder:", "npz:"))
     if not own_data:
-        arguments.choice(dataset, DATASETS, name="data set")
+        checks.choice(dataset, DATASETS, name="data set")
     family = "cifar10" if own_data else dataset
     table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
     values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset]}
     values |= {**(_OWN_DATA if own_data else {}), **(overrides or {})}
     fields = {field.name: hint for field, hint in _fields()}
     for name, value in values.items():
-        arguments.choice(name, fields, name="parameter")
+        checks.choice(name, fields, name="parameter")
         values[name] = _typed(name, value, fields[name])
     for name in ("train_data", "test_data"):
         values[name] = _absolute_source(values[name])
@@ -274,6 +283,20 @@ def used_by(stage: str) -> list[str]:
         if first <= stage[:2]:
             names.append(field.name)
     return names
+
+
+def require(settings: Settings) -> None:
+    """Raise ValueError, naming the parameter, unless every value is one that a run can work with."""
+    for name, value in dataclasses.asdict(settings).items():
+        if name in _CHOICES:
+            checks.choice(value, _CHOICES[name], name=name)
+        elif isinstance(value, bool):
+            continue
+        elif isinstance(value, int):
+            checks.count(value, name=name, low=0 if name in _FROM_ZERO else 1)
+        elif isinstance(value, float):
+            checks.number(value, name=name, open_low=name not in _FROM_ZERO, high=_HIGHEST.get(name, math.inf))
+    settings.magnitudes  # noqa: B018  (raises where there are none)
 
 
 def _fields() -> list[tuple[dataclasses.Field[Any], Any]]:

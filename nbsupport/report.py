@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbsupport import artifacts, completion, journal, lock, manifest
+from nbsupport import completion, files, journal, lock, manifest
 from nbsupport.progress import describe, duration
 from nbsupport.store import STAGES, Run
 
@@ -75,7 +75,7 @@ def status(run: Run, stages: Sequence[str] = STAGES) -> str:
 def _active_stage(entries: Sequence[dict[str, Any]], user: str | None) -> str | None:
     """Return the stage that a living process reported last, None where it is over or the process is gone."""
     last = entries[-1] if entries else {}
-    living = last.get("host") == socket.gethostname() and artifacts.alive(last.get("pid", 0))
+    living = last.get("host") == socket.gethostname() and files.alive(last.get("pid", 0))
     if last.get("event") in ("finished", "failed") or not (user or living):
         return None
     return last.get("stage")

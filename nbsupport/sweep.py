@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nbsupport import arguments, artifacts, cluster, lock, manifest, runner
+from nbsupport import checks, cluster, files, lock, manifest, runner
 from nbsupport.job import Job, plan
 from nbsupport.progress import Echo
 
@@ -41,7 +41,7 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     if not isinstance(grid, dict):
         raise ValueError(f"expected a mapping with dataset, preset and parameters in {path}, got {type(grid).__name__}")
     for name in grid:
-        arguments.choice(name, ("dataset", "preset", "parameters"), name=f"a key of {path}")
+        checks.choice(name, ("dataset", "preset", "parameters"), name=f"a key of {path}")
     named = grid.get("parameters") or {}
     if not isinstance(named, dict):
         raise ValueError(f"expected a mapping from names to lists under parameters, got {type(named).__name__}")
@@ -112,7 +112,7 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
     tables["runs"] = [pd.DataFrame(listed)]
     written = []
     for name, frames in tables.items():
-        artifacts.write_text(target / f"{name}.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
+        files.write_text(target / f"{name}.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
         written.append(target / f"{name}.csv")
     return written
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nbsupport import attacks
-from nbsupport.attacks import objective
+from nbsupport.attacks import engine
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.bench import published
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
@@ -466,7 +466,7 @@ def test_skipping_rows_changes_no_result(attack, precision, monkeypatch):
     model, x = small_cnn(), torch.rand(16, *SHAPE, generator=seeded())
     y = predicted(model, x)
     skipping = attack(model, x, y, precision=precision)
-    monkeypatch.setattr(objective, "_picks_rows", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(engine, "_picks_rows", lambda x: False)  # as on a GPU
     whole = attack(model, x, y, precision=precision)
     assert torch.equal(skipping.success, whole.success)
     torch.testing.assert_close(skipping.rms, whole.rms, rtol=0.01, atol=1e-6)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
 
-from nbsupport import boundary, detector, detector_net, intervals
+from nbsupport import boundary, detector, intervals
 from nbsupport.boundary import Profile
 
 CLASSES = 10
@@ -88,7 +88,7 @@ def test_scores_are_those_of_a_slow_reference(rays, unreached, shift, scale):
 
 @pytest.mark.parametrize(("rays", "lengths"), [(1568, (391, 96)), (1000, (249, 61)), (128, (31, 6)), (36, (8, 1))])
 def test_the_architecture_is_that_of_the_method(rays, lengths):
-    network = detector_net.initialised(rays, seed(0))
+    network = detector.initialised(rays, seed(0))
     shapes = []
 
     def noise(h):
@@ -101,7 +101,7 @@ def test_the_architecture_is_that_of_the_method(rays, lengths):
 
 
 def test_initial_weights_are_torchs_usual_ones():
-    network = detector_net.initialised(1568, seed(0))
+    network = detector.initialised(1568, seed(0))
     fan_in = {"conv1": 8, "conv2": 64, "linear1": 16 * 96 + 3, "linear2": 32}
     for name, parameter in network.named_parameters():
         bound = fan_in[name.split(".")[0]] ** -0.5
@@ -112,7 +112,7 @@ def test_initial_weights_are_torchs_usual_ones():
 
 def test_dropout_doubles_or_drops_at_even_odds():
     h = torch.arange(1.0, 100_000.0).view(1, 3, -1)  # not a multiple of eight
-    dropped = detector_net.dropout(h, seed(0))
+    dropped = detector.dropout(h, seed(0))
     kept = dropped != 0
     assert dropped[kept].equal(2 * h[kept])
     assert abs(int(kept.sum()) - h.numel() / 2) < 4 * math.sqrt(h.numel() / 4)
@@ -122,13 +122,13 @@ def test_dropout_doubles_or_drops_at_even_odds():
 
 def test_dropout_passes_gradients_to_what_it_kept():
     h = torch.ones(1000, requires_grad=True)
-    detector_net.dropout(h, seed(0)).sum().backward()
-    assert h.grad.equal(detector_net.dropout(torch.ones(1000), seed(0)))
+    detector.dropout(h, seed(0)).sum().backward()
+    assert h.grad.equal(detector.dropout(torch.ones(1000), seed(0)))
 
 
 @pytest.mark.parametrize(("count", "steps", "rows"), [(5, 7, 5), (5, 7, 3), (1, 4, 3), (40, 2, 3)])
 def test_orders_visit_everything_before_anything_again(count, steps, rows):
-    order = detector_net.orders(count, steps, rows, seed(0))
+    order = detector.orders(count, steps, rows, seed(0))
     assert order.shape == (steps, rows)
     for visit in order.flatten().split(count):
         assert len(set(visit.tolist())) == len(visit)
@@ -220,13 +220,13 @@ def test_epochs_are_visits_of_the_longer_side(counts, batches):
 def test_both_versions_of_an_image_share_a_batch(monkeypatch):
     # All distances of row i are (i + 1) / 100, so that the rows of a batch can be told apart.
     seen = []
-    forward = detector_net.BoundaryNet.forward
+    forward = detector.BoundaryNet.forward
 
     def watched(self, distances, purities, *noise):
         seen.append(distances[:, 0].clone())
         return forward(self, distances, purities, *noise)
 
-    monkeypatch.setattr(detector_net.BoundaryNet, "forward", watched)
+    monkeypatch.setattr(detector.BoundaryNet, "forward", watched)
 
     def marked(count):
         marks = torch.arange(1, count + 1)[:, None].expand(count, 40).float() / 100
@@ -260,7 +260,7 @@ def test_without_a_length_it_trains_as_long_as_on_mnist(monkeypatch):
         lengths.append((len(visits[0]), lr))
         return torch.zeros(1)
 
-    monkeypatch.setattr(detector, "train", stop)
+    monkeypatch.setattr(detector, "_train", stop)
     fit(steps=None)
     assert lengths == [(2000, 1e-3)]
 

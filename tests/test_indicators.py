@@ -92,6 +92,14 @@ def test_targets_are_pushed_towards():
     assert failure_indicators(model, x, y, result, targets=1 - y, generator=seeded()) == ()
 
 
+def test_to_reach_another_class_than_the_target_is_no_success():
+    two, x = half_space(), interior_images(60)
+    model = HalfSpace(two.normal, float(two.offset), num_classes=3)  # the third class is nowhere
+    failed = outcome(x, success=False)
+    assert list(signs(model, x, failed, eps=0.2)) == ["random beats gradient"]
+    assert signs(model, x, failed, eps=0.2, targets=torch.full((60,), 2)) == {}
+
+
 # Still falling, and the constant
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbsupport import artifacts, models
-from nbsupport.artifacts import DamagedArtifact
+from nbsupport import files, models
+from nbsupport.files import DamagedArtifact
 from nbsupport.models import Ball, HalfSpace, Wedge
-from nbsupport.models.wide_resnet import StandardiseImage
+from nbsupport.models.architectures import StandardiseImage
 
 CASES = [
     ("digits_cnn", (1, 8, 8), 10),
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    artifacts.save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
+    files.save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"expected a model stored by models\.save"):
         models.load(tmp_path / "other.safetensors")
     save_file({"x": torch.zeros(2)}, tmp_path / "plain.safetensors")

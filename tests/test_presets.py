@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nbsupport import limits, presets
+from nbsupport import presets
 
 NAMES = ["digits", "mnist", "cifar10", "folder:pictures", "npz:arrays.npz"]
 
@@ -23,7 +23,7 @@ def test_every_preset_of_every_data_set_builds(dataset, preset):
     assert directions <= pixels
     assert settings.views - 1 <= pixels
     assert 0 < settings.magnitudes[0] <= settings.magnitudes[-1] <= 1
-    limits.require(settings)
+    presets.require(settings)
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_overrides_do_not_leak_into_the_presets():
 )
 def test_values_that_no_run_can_work_with_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        limits.require(presets.settings("digits", overrides={name: value}))
+        presets.require(presets.settings("digits", overrides={name: value}))

@@ -41,5 +41,5 @@ def test_a_mapping_of_tensors_gives_the_record_back():
     again = Pair.from_tensors({**pair().tensors(), "index": torch.arange(4)})
     assert torch.equal(again.second, pair().second)
     assert again.to("cpu").first.device.type == "cpu"
-    with pytest.raises(ValueError, match="expected the tensors of Pair, got first; .*second"):
+    with pytest.raises(ValueError, match=r"expected the tensors of Pair, got first; .*second"):
         Pair.from_tensors({"first": torch.arange(4)})

@@ -17,7 +17,7 @@ from nbsupport import region
 from nbsupport.data import ImageSet
 from nbsupport.models.analytic import HalfSpace, Wedge
 from nbsupport.region import COMBINATIONS, SHAPES, Vote
-from nbsupport.region.shapes import draw
+from nbsupport.region.counting import draw
 
 MEANS = ("mean_logits", "mean_probability")
 

@@ -2,11 +2,11 @@
 
 from nbsupport.attacks.carlini_wagner import carlini_wagner_l2
 from nbsupport.attacks.ddn import ddn_l2
+from nbsupport.attacks.engine import Attack, best_of
 from nbsupport.attacks.fgsm import fgsm
 from nbsupport.attacks.indicators import Indicator, failure_indicators
-from nbsupport.attacks.optmargin import optmargin
+from nbsupport.attacks.optmargin import draw_views, optmargin
 from nbsupport.attacks.pgd import pgd_linf
-from nbsupport.attacks.result import Attack, best_of
 from nbsupport.attacks.stability import Stability, stability
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "best_of",
     "carlini_wagner_l2",
     "ddn_l2",
+    "draw_views",
     "failure_indicators",
     "fgsm",
     "optmargin",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search, per_image, shorten
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -63,16 +61,13 @@ def ddn_l2(
     CVPR 2019, arXiv:1811.09600.
     """
     with frozen(model):
-        problem = Problem.of(model, x, y, targets)
-        objective = Objective(problem, precision=precision)
-        search = NormSearch(problem, objective, steps=steps, init_norm=init_norm, gamma=gamma)
-        search.run()
-        return search.result(objective)
+        objective = Objective(Problem.of(model, x, y, targets), precision=precision)
+        return NormSearch(objective, steps=steps, init_norm=init_norm, gamma=gamma).attack()
 
 
 # Chosen on a normally trained `mnist_cnn`, 8 images with 20 views and 24 with one; mean RMS in brackets.
 _WORST = 5  # views in a gradient (5: .0693, 10: .0702, 20: .0710)
-_VIEWS = 0.01  # temperature of the soft maximum over views, in gaps before the attack (.007: .0668, .03: .0678)
+_VIEWS = 0.01  # temperature of the soft maximum over views, in margins before the attack (.007: .0668, .03: .0678)
 # Temperature of the soft maximum over rival classes, likewise: it falls, so that the search looks at several classes
 # first and settles for one. On 160 other images with one view: .15 to .03 .0573, .2 to .03 .0575, .07 throughout .0581.
 _FIRST_RIVALS, _RIVALS = 0.15, 0.03
@@ -80,43 +75,36 @@ _STRIDE = 2.0  # first step, in norms of the perturbation (2: .0506, .5: .0508, 
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 
 
+@dataclass(eq=False, kw_only=True)
 class NormSearch(Search):
     """Shrink the norm while every view is across the boundary, grow it while one is not.
 
-    The direction comes from the smooth gaps of the views, weighted as in a soft maximum: mostly from the views that are
-    furthest from flipping; of these only `_WORST` take part. Both temperatures are shares of the gap before the attack,
-    so that scaling the logits changes nothing. Step size and norm change decay along a cosine:
-    early they find the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that
-    images much nearer to the boundary than the norm could shrink are measured too.
+    The direction comes from the smooth margins of the views, weighted as in a soft maximum: mostly from the views that
+    are furthest from flipping; of these only `_WORST` take part. Both temperatures are shares of the margin before the
+    attack, so that scaling the logits changes nothing. Step size and norm change decay along a cosine: early they find
+    the way, late they settle the norm. At the end the perturbation is shortened by bisection, so that images much
+    nearer to the boundary than the norm could shrink are measured too.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        objective: Objective,
-        *,
-        steps: int,
-        confidence: float = 0.0,
-        init_norm: float = 1.0,
-        gamma: float = 0.05,
-    ) -> None:
-        checks.count(steps, name="steps")
-        checks.number(confidence, name="confidence")
-        checks.number(init_norm, name="init_norm", open_low=True)
-        checks.number(gamma, name="gamma", open_low=True, high=1 - 1e-6)
-        super().__init__(problem)
-        self.every = min(10, steps)
-        self.objective, self.steps, self.confidence = objective, steps, confidence
-        self.init_norm, self.gamma = init_norm, gamma
-        self.worst = min(_WORST, objective.count)
+    steps: int
+    init_norm: float = 1.0
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks.count(self.steps, name="steps")
+        checks.number(self.confidence, name="confidence")
+        checks.number(self.init_norm, name="init_norm", open_low=True)
+        checks.number(self.gamma, name="gamma", open_low=True, high=1 - 1e-6)
+        super().__post_init__()
+        self.every = min(10, self.steps)
 
     def begin(self, state: State) -> None:
         """Start at the image itself."""
         zero = torch.zeros_like(state["x"][:, 0, 0, 0])
         state["delta"] = torch.zeros_like(state["x"])
         state["norm"] = torch.full_like(zero, self.init_norm)
-        gap = Objective(self.problem).gaps(state["x"], state["label"])
-        state["scale"] = gap.squeeze(1).clamp(min=1e-6)
+        margin = Objective(self.problem).margins(state["x"], state["label"])
+        state["scale"] = margin.squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
         state["best_l2"] = torch.full_like(zero, torch.inf)
         state["last_best"] = state["best_l2"].clone()
@@ -133,12 +121,12 @@ class NormSearch(Search):
         look = self.objective.worst(
             x_adv,
             state["label"],
-            lambda gap: (gap / (_VIEWS * scale)[:, None]).softmax(1),
-            count=self.worst,
+            lambda margin: (margin / (_VIEWS * scale)[:, None]).softmax(1),
+            count=min(_WORST, self.objective.count),
             temperature=rivals * scale,
         )
         l2 = delta.flatten(1).norm(dim=1)
-        flipped = across(look.gap, self.confidence).all(1)
+        flipped = across(look.margin, self.confidence).all(1)
         better = flipped & (l2 < state["best_l2"]) & ~state["done"]
         better, passes = self.objective.confirmed(better, x_adv, state["label"], self.confidence)
         state["forwards"] += look.forwards + passes
@@ -147,7 +135,7 @@ class NormSearch(Search):
         state["best"] = torch.where(per_image(better), x_adv, state["best"])
 
         stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
-        delta = delta - per_image(stride / _length(look.pull)) * look.pull
+        delta = delta - per_image(stride / _length(look.gradient)) * look.gradient
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
         delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -54,19 +53,15 @@ def fgsm(
     """
     checks.number(eps, name="eps")
     with frozen(model):
-        problem = Problem.of(model, x, y, targets)
-        objective = Objective(problem, precision=precision)
-        search = _SignStep(problem, objective, eps)
-        search.run()
-        return search.result(objective, keep_failures=True)
+        objective = Objective(Problem.of(model, x, y, targets), precision=precision)
+        return _SignStep(objective, eps=eps).attack()
 
 
+@dataclass(eq=False, kw_only=True)
 class _SignStep(Search):
-    every = 1
-
-    def __init__(self, problem: Problem, objective: Objective, eps: float) -> None:
-        super().__init__(problem)
-        self.objective, self.eps = objective, eps
+    eps: float
+    every: int = 1
+    keep_failures: bool = True
 
     def begin(self, state: State) -> None:
         pass

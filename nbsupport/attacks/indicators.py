@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import per_image
+from nbsupport.attacks.engine import Attack, Objective, Problem, across, per_image
 from nbsupport.runtime import frozen
 
 _UNFINISHED = 0.05  # of the attacked images
@@ -124,11 +121,12 @@ def failure_indicators(
                     f"expected an attack on the {len(x)} images x of shape {tuple(x.shape)}, got one on images of "
                     f"shape {tuple(other.x_adv.shape)}; pass the images that were attacked"
                 )
-        attack = _on(problem.x.device, attack)
+        device = problem.x.device
+        attack = attack.to(device)
         found = [_falling(attack), _at_bound(attack)]
         if budgets is not None:
-            found += [_fewer({size: _on(problem.x.device, other) for size, other in budgets.items()})]
-        goal = Objective(problem, None if views is None else views.to(problem.x.device), clip=clip_views)
+            found += [_fewer({size: other.to(device) for size, other in budgets.items()})]
+        goal = Objective(problem, None if views is None else views.to(device), clip=clip_views)
         found += [_random(goal, attack, eps, generator), _stuck(goal, attack)]
     return tuple(one for one in found if one is not None)
 
@@ -141,10 +139,6 @@ def _budgets(attack: Attack, eps: float | None, by_eps: Mapping[float, Attack]) 
     if len(budgets) < 2:
         raise ValueError(f"expected at least two budgets to compare, got {list(budgets)}; add one to by_eps")
     return dict(sorted(budgets.items()))
-
-
-def _on(device: torch.device, attack: Attack) -> Attack:
-    return Attack(**{field.name: getattr(attack, field.name).to(device) for field in fields(Attack)})
 
 
 def _falling(attack: Attack) -> Indicator | None:
@@ -223,14 +217,14 @@ def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, 
     pairs = torch.arange(len(image) * count, device=image.device)
     reached = torch.zeros_like(size)
     for part in _batches(image, problem.rows(goal.count)):
-        reached[part] = goal.gaps(attack.x_adv[part], problem.label[part]).amax(1)
+        reached[part] = goal.margins(attack.x_adv[part], problem.label[part]).amax(1)
     for objective, bar in ((Objective(problem), torch.zeros_like(size)), (goal, reached)):
         kept = [pairs[:0]]
         for part in _batches(pairs, problem.rows(objective.count)):
             chosen = image[part // count]
             moved = (problem.x[chosen] + per_image(size[chosen]) * directions[part % count]).clamp(0, 1)
-            gap = objective.gaps(moved, problem.label[chosen]).amax(1)
-            kept.append(part[across(gap) & (gap <= bar[chosen])])
+            margin = objective.margins(moved, problem.label[chosen]).amax(1)
+            kept.append(part[across(margin) & (margin <= bar[chosen])])
         pairs = torch.cat(kept)
     beaten = torch.zeros_like(attack.success)
     beaten[image[pairs // count]] = True
@@ -256,7 +250,7 @@ def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
         x, x_adv, label = problem.x[part], attack.x_adv[part], problem.label[part]
         unit = torch.ones_like(attack.rms[part])
         looks = [goal.worst(each, label, torch.ones_like, count=1, temperature=unit) for each in (x, x_adv)]
-        pulls = [-look.pull for look in looks]
+        pulls = [-look.gradient for look in looks]
         upwards, downwards = (pulls[0] > 0) & (pulls[1] > 0), (pulls[0] < 0) & (pulls[1] < 0)
         inwards = ((x == 0) & upwards) | ((x == 1) & downwards)
         change = (x_adv - x).abs()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.attacks.carlini_wagner import PenaltySearch
 from nbsupport.attacks.ddn import NormSearch
-from nbsupport.attacks.objective import Objective
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search
-from nbsupport.boundary import directions
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search
+from nbsupport.boundary.directions import directions
 from nbsupport.runtime import Precision, frozen
 
 
@@ -96,7 +93,7 @@ def optmargin(
     if solver == "ddn" and authors:
         raise ValueError("expected solver 'adam' for the variant 'authors', got 'ddn'; 'ddn' has no distance to scale")
     adam_only = {"distance_scale": distance_scale, "lr": lr, "initial_const": initial_const}
-    given = [name for name, value in adam_only.items() if value is not None]
+    given = {name: value for name, value in adam_only.items() if value is not None}
     if solver == "ddn" and given:
         raise ValueError(
             f"expected {', '.join(given)} with the solver 'adam' only, got 'ddn'; leave out or change solver"
@@ -107,20 +104,13 @@ def optmargin(
         objective = Objective(problem, surrogates, clip=not authors, precision=precision)
         search: Search
         if solver == "ddn":
-            search = NormSearch(problem, objective, steps=200 if steps is None else steps, confidence=confidence)
+            search = NormSearch(objective, steps=200 if steps is None else steps, confidence=confidence)
         else:
-            search = PenaltySearch(
-                problem,
-                objective,
-                confidence=confidence,
-                search_steps=search_steps,
-                steps=1000 if steps is None else steps,
-                lr=lr if lr is not None else (0.2 if authors else 0.05),
-                initial_const=initial_const if initial_const is not None else (0.2 if authors else 1.0),
-                distance_scale=distance_scale if distance_scale is not None else (255.0**2 if authors else 1.0),
-            )
-        search.run(views=views)
-        return search.result(objective, confidence=confidence)
+            defaults = (255.0**2, 0.2, 0.2) if authors else (1.0, 0.05, 1.0)
+            settings: dict[str, Any] = {**dict(zip(adam_only, defaults, strict=True)), **given}
+            steps = 1000 if steps is None else steps
+            search = PenaltySearch(objective, confidence=confidence, search_steps=search_steps, steps=steps, **settings)
+        return search.attack()
 
 
 def draw_views(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
-from nbsupport.attacks.result import Attack
-from nbsupport.attacks.search import Search, per_image
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -77,46 +76,43 @@ def pgd_linf(
         problem = Problem.of(model, x, y, targets)
         shape = (restarts, *x.shape[1:])
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
-        objective = Objective(problem, precision=precision)
-        search = _ProjectedAscent(problem, objective, offsets.to(problem.x.device), eps, steps, step_size)
-        search.run()
-        return search.result(objective, keep_failures=True)
+        objective, offsets = Objective(problem, precision=precision), offsets.to(problem.x.device)
+        return _ProjectedAscent(objective, offsets=offsets, eps=eps, steps=steps, step_size=step_size).attack()
 
 
+@dataclass(eq=False, kw_only=True)
 class _ProjectedAscent(Search):
-    every = 1  # a step of the pool is a whole restart, so all its images are in the same phase
-
-    def __init__(
-        self, problem: Problem, objective: Objective, offsets: Tensor, eps: float, steps: int, step_size: float
-    ) -> None:
-        super().__init__(problem)
-        self.objective = objective
-        self.offsets, self.eps, self.steps, self.step_size = offsets, eps, steps, step_size
+    offsets: Tensor  # (restarts, C, H, W)
+    eps: float
+    steps: int
+    step_size: float
+    every: int = 1  # a step of the pool is a whole restart, so all its images are in the same phase
+    keep_failures: bool = True
 
     def begin(self, state: State) -> None:
         state["restart"] = torch.zeros_like(state["index"])
-        state["best_gap"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
+        state["best_margin"] = torch.full_like(state["x"][:, 0, 0, 0], torch.inf)
 
     def step(self, state: State) -> None:
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
-        first = late = state["best_gap"]
+        first = late = state["best_margin"]
         for step in range(self.steps):
-            gap, gradient = self.objective.ascend(x, state["label"])
-            self._keep_best(state, x, gap)
-            first = gap if step == 0 else first
-            late = state["best_gap"] if step == self.steps - 1 - self.steps // 10 else late
+            margin, gradient = self.objective.ascend(x, state["label"])
+            self._keep_best(state, x, margin)
+            first = margin if step == 0 else first
+            late = state["best_margin"] if step == self.steps - 1 - self.steps // 10 else late
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
-        self._keep_best(state, x, self.objective.gaps(x, state["label"]).squeeze(1))
+        self._keep_best(state, x, self.objective.margins(x, state["label"]).squeeze(1))
         state["forwards"] += self.steps + 1
         state["backwards"] += self.steps
         state["restart"] += 1
-        gained = late - state["best_gap"] > 0.01 * first.abs()
-        state["falling"] = gained & ~across(state["best_gap"])
-        state["done"] = across(state["best_gap"]) | (state["restart"] == len(self.offsets))
+        gained = late - state["best_margin"] > 0.01 * first.abs()
+        state["falling"] = gained & ~across(state["best_margin"])
+        state["done"] = across(state["best_margin"]) | (state["restart"] == len(self.offsets))
 
     @staticmethod
-    def _keep_best(state: State, x: Tensor, gap: Tensor) -> None:
-        better = gap < state["best_gap"]
-        state["best_gap"] = torch.where(better, gap, state["best_gap"])
+    def _keep_best(state: State, x: Tensor, margin: Tensor) -> None:
+        better = margin < state["best_margin"]
+        state["best_margin"] = torch.where(better, margin, state["best_margin"])
         state["best"] = torch.where(per_image(better), x, state["best"])

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nbsupport.attacks.problem import Problem
+from nbsupport.attacks.engine import Problem
+from nbsupport.record import Record
 from nbsupport.runtime import device_of, frozen, laid_out
 
 BATCH = 256  # rows of the batch in which every example is scored again
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, eq=False)
+class Stability(Record):
     """Which successes are undone when the example is scored again, one entry an example.
 
     An untargeted success is undone where the label is the true class again, a targeted one where it is no longer the

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import attacks, region, runtime
-from nbsupport.attacks.objective import Objective, across
-from nbsupport.attacks.problem import Problem
+from nbsupport.attacks.engine import Objective, Problem, across
 from nbsupport.bench import attack_cases, engine, memory
 from nbsupport.bench.attack_cases import Case, Result
 from nbsupport.bench.measured import measure
@@ -115,5 +114,5 @@ def judged(subject: Subject, result: Result) -> tuple[Tensor, Tensor]:
     with runtime.frozen(subject.model):
         problem = Problem.of(subject.model, subject.x, subject.y, None)
         parts = zip(x_adv.split(problem.rows()), problem.label.split(problem.rows()), strict=True)
-        gap = torch.cat([Objective(problem).gaps(*part).squeeze(1) for part in parts])
-    return across(gap) & problem.correct, rms
+        margin = torch.cat([Objective(problem).margins(*part).squeeze(1) for part in parts])
+    return across(margin) & problem.correct, rms

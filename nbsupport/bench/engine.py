@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from nbsupport import runtime
-from nbsupport.attacks.objective import Objective
-from nbsupport.attacks.problem import Problem
+from nbsupport.attacks.engine import Objective, Problem
 from nbsupport.bench import rates
 from nbsupport.bench.counting import Counting
 from nbsupport.bench.subject import Subject

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.boundary.given import check_probed, grid
-from nbsupport.boundary.profile import Profile
-from nbsupport.boundary.search import March, Rays
+from nbsupport.boundary.probe import March, Rays, grid
+from nbsupport.boundary.profile import Profile, check_probed
 from nbsupport.labels import Labeller
 from nbsupport.pool import drain
+from nbsupport.record import Record
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Record):
     """R rays of a profile, visited magnitude by magnitude.
 
     Attributes

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.boundary.given import check_directions
-from nbsupport.boundary.normals import margin_gradient
-from nbsupport.boundary.orthogonal import directions
+from nbsupport.boundary.directions import check_directions, directions
 from nbsupport.labels import Labeller
 
 THIRDS = ("random", "gradient")
@@ -116,6 +114,20 @@ def grid_labels(label: Labeller, planes: Tensor, across: Tensor, up: Tensor) -> 
     place = torch.stack((across.repeat(rows), up.repeat_interleave(columns)), 1)  # (B*A, 2)
     each = planes.repeat_interleave(len(place), 0)  # (P*B*A, 3)
     return label(each[:, 0], each[:, 1:], place.repeat(len(planes), 1)).view(-1, rows, columns)
+
+
+def margin_gradient(model: nn.Module, points: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
+    """Return the gradients (R, C*H*W) of Z_upper - Z_lower at `points` (R, C, H, W), for classes (R,) each.
+
+    One batch, on the model's device; the caller keeps the model frozen.
+    """
+    batch = runtime.laid_out(model, points.detach()).requires_grad_()
+    with torch.enable_grad():
+        z = model(batch)
+        checks.logits(z, count=len(points))
+        difference = z.gather(1, upper[:, None]) - z.gather(1, lower[:, None])
+        (gradient,) = torch.autograd.grad(difference.sum(), batch)
+    return gradient.flatten(1)
 
 
 def _checked(x: Tensor, x_adv: Tensor) -> Tensor:

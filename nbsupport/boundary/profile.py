@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nbsupport import checks
+from nbsupport import checks, runtime
+from nbsupport.boundary.directions import check_directions
+from nbsupport.record import Record
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class Profile(Record):
     """The decision boundary around N images along K directions.
 
     Attributes
@@ -32,17 +33,6 @@ class Profile:
     distance: Tensor
     adjacent: Tensor
     reached: Tensor
-
-    def take(self, index: Tensor) -> Profile:
-        """Return the images `index`: a mask (N,) bool, or positions int64."""
-        return Profile(*(getattr(self, field.name)[index] for field in fields(self)))
-
-    @staticmethod
-    def cat(profiles: Sequence[Profile]) -> Profile:
-        """Return the images of `profiles` one after the other; all must share their directions."""
-        return Profile(
-            *(torch.cat([getattr(profile, field.name) for profile in profiles]) for field in fields(Profile))
-        )
 
 
 def purity(profile: Profile, *, num_classes: int, top: int = 3) -> Tensor:
@@ -83,3 +73,16 @@ def purity(profile: Profile, *, num_classes: int, top: int = 3) -> Tensor:
     counts.scatter_add_(1, adjacent, reached.long())
     cumulative = counts.sort(dim=1, descending=True).values[:, :top].cumsum(1)
     return cumulative.double() / reached.sum(1, keepdim=True).clamp(min=1)
+
+
+def check_probed(x: Tensor, directions: Tensor, profile: Profile, precision: str = "float32") -> None:
+    """Raise ValueError unless `profile` may be one of the images `x` along `directions`, and `precision` is known."""
+    checks.images(x)
+    check_directions(directions, x[0].numel())
+    wanted, got = (len(x), len(directions)), tuple(profile.distance.shape)
+    if got != wanted:
+        raise ValueError(
+            f"expected a profile of {wanted[0]} images along {wanted[1]} directions, got one of shape {got}; "
+            "pass the x and the directions that it was probed with"
+        )
+    checks.choice(precision, runtime.PRECISIONS, name="precision")

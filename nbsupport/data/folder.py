@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from nbsupport.data.image_set import ImageSet, unit_images
 
+_Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -36,6 +37,17 @@ def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
         Where a class has no image, the classes of the two parts differ, there are fewer than two, two images
         have different sizes, or a file is damaged or has more than 8 bits a channel.
     """
+    import torch
+
+    parts, mode = tree(path)
+    by_class = parts["train" if train else "test"]
+    files, labels = in_turn(by_class.values(), limit)
+    pixels = _decode(files, mode, like=next(iter(parts["train"].values()))[0])
+    return ImageSet(unit_images(torch.from_numpy(pixels)), torch.tensor(labels), tuple(by_class), 255.0, name)
+
+
+def tree(path: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
+    """Return the sorted files of every class, by part, and Pillow's mode of all images; raises as `read`."""
     if not path.is_dir():
         raise FileNotFoundError(f"expected a folder with train/ and test/, found no folder {path}")
     parts = {part: _files_by_class(path / part) for part in ("train", "test")}
@@ -48,10 +60,7 @@ def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
     if len(classes) < 2:
         raise ValueError(f"expected at least two class folders in {path}/train, found {', '.join(classes) or 'none'}")
     everything = [file for part in parts.values() for files in part.values() for file in files]
-    mode = "L" if all(_is_grey(file) for file in everything) else "RGB"
-    files, labels = _in_turn(parts["train" if train else "test"].values(), limit)
-    pixels = _decode(files, mode, like=everything[0])
-    return ImageSet(unit_images(pixels), torch.tensor(labels), classes, 255.0, name)
+    return parts, "L" if all(_is_grey(file) for file in everything) else "RGB"
 
 
 def _files_by_class(part: Path) -> dict[str, list[str]]:
@@ -76,7 +85,7 @@ def _files_by_class(part: Path) -> dict[str, list[str]]:
     return found
 
 
-def _in_turn(by_class: Iterable[list[str]], limit: int | None) -> tuple[list[str], list[int]]:
+def in_turn(by_class: Iterable[list[str]], limit: int | None) -> tuple[list[str], list[int]]:
     """Return the first `limit` files and their labels, one file of each class at a time."""
     places = sorted((place, label, file) for label, files in enumerate(by_class) for place, file in enumerate(files))
     chosen = places[:limit]
@@ -84,18 +93,24 @@ def _in_turn(by_class: Iterable[list[str]], limit: int | None) -> tuple[list[str
 
 
 def _is_grey(file: str) -> bool:
-    """Return whether `file` is stored as grey; reads its header only, 50 us."""
+    """Return whether `file` is stored as grey; reads its header only, 50 us, and once."""
     try:
-        with Image.open(file) as image:
-            if image.mode != "P":
-                return image.mode in _GREY
-            palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
-            return bool((palette == palette[:, :1]).all())
+        status = os.stat(file)  # noqa: PTH116
+        return _stored_grey(file, status.st_size, status.st_mtime_ns)
     except (OSError, ValueError, SyntaxError) as error:
         raise _damaged(file, error) from error
 
 
-def _decode(files: list[str], mode: str, *, like: str) -> torch.Tensor:
+@functools.lru_cache(maxsize=2**18)
+def _stored_grey(file: str, size: int, changed: int) -> bool:
+    with Image.open(file) as image:
+        if image.mode != "P":
+            return image.mode in _GREY
+        palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+
+
+def _decode(files: list[str], mode: str, *, like: str) -> _Bytes:
     """Return the pixels (N, H, W, C) uint8 of `files`, all of the size of `like`.
 
     One thread, 0.1 ms an image of 32x32: Pillow holds the interpreter for most of it, and with two or eight
@@ -119,10 +134,10 @@ def _decode(files: list[str], mode: str, *, like: str) -> torch.Tensor:
                 "resize them to one size first"
             )
         raise ValueError(f"expected 8 bits a channel, got Pillow's mode {depth} in {file}; convert it to 8 bits first")
-    return torch.from_numpy(pixels)
+    return pixels
 
 
-def _bytes(image: Image.Image, mode: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _bytes(image: Image.Image, mode: str) -> _Bytes:
     """Return `image` as (H, W, C) uint8 in `mode`."""
     if image.mode != mode:
         if "transparency" in image.info:

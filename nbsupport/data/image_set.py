@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nbsupport import checks
+
+if TYPE_CHECKING:  # torch is loaded where images are: a fingerprint needs none
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,5 +91,7 @@ class ImageSet:
 
 def unit_images(pixels: Tensor) -> Tensor:
     """Return bytes (N, H, W, C) uint8 as float32 images (N, C, H, W) in [0, 1], with a single float copy."""
+    import torch
+
     planes = pixels.permute(0, 3, 1, 2)
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -15,12 +15,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nbsupport.data.image_set import ImageSet, unit_images
+
+if TYPE_CHECKING:
+    import torch
 
 NETWORK_TIMEOUT = 10.0  # seconds without an answer until a download counts as impossible
 
@@ -49,6 +51,7 @@ def digits(*, train: bool, root: Path, limit: int | None) -> ImageSet:
 
     The split is stratified and fixed; the order is the one that the split returns.
     """
+    import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -69,9 +72,20 @@ def mnist(*, train: bool, root: Path, limit: int | None) -> ImageSet:
 
 def cifar10(*, train: bool, root: Path, limit: int | None) -> ImageSet:
     """Return torchvision's CIFAR-10: 50000 (train) or 10000 (test) of 3x32x32."""
+    import torch
+
     source = _source("CIFAR10", train=train, root=root)
     x = unit_images(torch.from_numpy(source.data[:limit]))
     return ImageSet(x, torch.tensor(source.targets[:limit]), tuple(source.classes), 255.0, "cifar10")
+
+
+def files_of(name: str, *, train: bool, root: Path) -> list[Path]:
+    """Return the files that one part of `mnist` or `cifar10` is read from, without torchvision, which loads for 2 s."""
+    if name == "mnist":
+        stem = "train" if train else "t10k"
+        return [root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    batches = [f"data_batch_{number}" for number in range(1, 6)] if train else ["test_batch"]
+    return [root / "cifar-10-batches-py" / file for file in (*batches, "batches.meta")]
 
 
 def torchvision_datasets() -> ModuleType:
@@ -92,6 +106,8 @@ def torchvision_datasets() -> ModuleType:
 @functools.cache
 def _declare_operators() -> torch.library.Library:
     """Declare torchvision's operators that are absent; they last as long as the library, which the cache keeps."""
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):

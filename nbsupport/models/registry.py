@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbsupport import artifacts, checks
-from nbsupport.models.resnet import ResNet20
-from nbsupport.models.small_cnn import DigitsCNN, MnistCNN
-from nbsupport.models.wide_resnet import WideResNet34
+from nbsupport import checks, files
+from nbsupport.models.architectures import DigitsCNN, MnistCNN, ResNet20, WideResNet34
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 _FACTORIES: dict[str, Factory] = {
@@ -88,7 +86,7 @@ def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     built = {"name": spec.name, "in_shape": json.dumps(spec.in_shape), "num_classes": str(spec.num_classes)}
-    artifacts.save_tensors(Path(path), state, **{**metadata, **built})
+    files.save_tensors(Path(path), state, **{**metadata, **built})
 
 
 def load(path: str | Path) -> nn.Module:
@@ -97,7 +95,7 @@ def load(path: str | Path) -> nn.Module:
     A model of a user's own factory imports that factory. Raises FileNotFoundError, DamagedArtifact for a truncated
     or altered file, and ValueError for one that holds no model or weights that no longer fit.
     """
-    state, metadata = artifacts.load_with_metadata(Path(path))
+    state, metadata = files.load_with_metadata(Path(path))
     if not {"name", "in_shape", "num_classes"} <= metadata.keys():
         raise ValueError(f"expected a model stored by models.save, got {path} without its name in the header")
     name, (channels, height, width) = metadata["name"], json.loads(metadata["in_shape"])

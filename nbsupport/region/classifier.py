@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from nbsupport import checks, runtime
 from nbsupport.labels import Labeller
-from nbsupport.region.evaluation import Plan, average, count
-from nbsupport.region.shapes import SHAPES, draw
-from nbsupport.region.stopping import looks_at, until_decided, until_look
+from nbsupport.region.counting import SHAPES, Plan, average, count, draw, looks_at, until_decided, until_look
 from nbsupport.region.vote import Vote, vote
 
 STOPS = ("none", "exact", "alpha")

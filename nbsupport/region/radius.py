@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from nbsupport import checks, runtime
 from nbsupport.labels import Labeller
-from nbsupport.region.evaluation import count
-from nbsupport.region.shapes import SHAPES, draw
-from nbsupport.region.stopping import until_decided
+from nbsupport.region.counting import SHAPES, count, draw, until_decided
 
 
 def search_radius(

@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
+from nbsupport.record import Record
+
 
 @dataclass(frozen=True, eq=False)
-class Vote:
+class Vote(Record):
     """The vote of the points around each of N images.
 
     Attributes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nbsupport import artifacts
+from nbsupport import files
 
 NAME = ".lock"
 _HOLDER = ".holder"  # the lock's own file is emptied by whoever tries to take it
@@ -31,8 +31,8 @@ def held(run_dir: Path) -> Iterator[None]:
             f"{run_dir} is in use by {_text(run_dir)}; wait for it, stop it, or choose another run folder"
         ) from None
     try:
-        artifacts.remove_leftovers(run_dir)
-        artifacts.write_text(run_dir / _HOLDER, f"process {os.getpid()} on {socket.gethostname()}")
+        files.remove_leftovers(run_dir)
+        files.write_text(run_dir / _HOLDER, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         (run_dir / _HOLDER).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nbsupport import __version__, artifacts, presets
+from nbsupport import __version__, files, presets
 
 NAME = "run.json"
 _REMEDY = "choose another run folder, or delete this one"
@@ -45,7 +45,7 @@ def read(run_dir: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         _require(manifest)
     except (ValueError, TypeError) as error:
-        raise artifacts.DamagedArtifact(path, f"unreadable: {error}", _REMEDY) from None
+        raise files.DamagedArtifact(path, f"unreadable: {error}", _REMEDY) from None
     return manifest
 
 
@@ -94,7 +94,7 @@ def create(run_dir: Path, settings: presets.Settings, device: str) -> dict[str, 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
     """Replace run.json."""
-    artifacts.write_text(run_dir / NAME, json.dumps(manifest, indent=1) + "\n")
+    files.write_text(run_dir / NAME, json.dumps(manifest, indent=1) + "\n")
 
 
 def update(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:

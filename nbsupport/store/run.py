@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbsupport import artifacts, presets
-from nbsupport.artifacts import DamagedArtifact
+from nbsupport import files, presets
+from nbsupport.files import DamagedArtifact
 from nbsupport.store import digests, lock, manifest, shards, stages
 from nbsupport.store.journal import Journal
 
@@ -285,7 +285,7 @@ class Run:
         self._kept[rel] = None
         with contextlib.suppress(FileNotFoundError):
             try:
-                tensors, metadata = artifacts.load_with_metadata(path)
+                tensors, metadata = files.load_with_metadata(path)
                 if not self._say_changed(what, metadata.get("made_from", "{}"), made_from):
                     model.load_state_dict(tensors)
                     history = pd.read_csv(io.StringIO(metadata["history"]), float_precision="round_trip")
@@ -297,7 +297,7 @@ class Run:
             not described_by.exists() or self._say_changed(what, described_by.read_text(), made_from)
         ):
             checkpoint.unlink()
-        artifacts.write_text(described_by, text)
+        files.write_text(described_by, text)
 
         def progress(done: int, total: int) -> None:
             if done % 20 == 0 or done == total:
@@ -390,7 +390,7 @@ class Run:
 
     def _load(self, rel: str) -> shards.Stored:
         if rel not in self._read:
-            self._read[rel] = artifacts.load_with_metadata(self._require(rel))
+            self._read[rel] = files.load_with_metadata(self._require(rel))
             self._say_outdated(MADE_BY[rel.split("/")[0]])
         if rel not in self._kept:
             self._made_from["files"][rel] = self._read[rel][1]["contents"]
@@ -427,7 +427,7 @@ class Run:
 
     def write_table(self, name: str, frame: pd.DataFrame) -> Path:
         """Store `frame` as tables/`name`.csv, `inf` as such and what was not measured empty, and return its path."""
-        artifacts.write_text(path := self.path("tables", f"{name}.csv"), frame.to_csv(index=False))
+        files.write_text(path := self.path("tables", f"{name}.csv"), frame.to_csv(index=False))
         return path
 
     def read_table(self, name: str, made_by: str) -> pd.DataFrame:
@@ -442,14 +442,14 @@ class Run:
             frame = pd.read_csv(path, float_precision="round_trip")
         except ValueError as error:
             raise DamagedArtifact(path, f"unreadable: {error}") from None
-        self._made_from["files"][f"tables/{name}.csv"] = artifacts.file_digest(path)
+        self._made_from["files"][f"tables/{name}.csv"] = files.file_digest(path)
         return frame
 
     def write_figure(self, name: str, figure: Figure) -> list[Path]:
         """Store `figure` as figures/`name`.png and, for papers, as .pdf, and return the paths."""
         paths = [self.path("figures", f"{name}{kind}") for kind in (".png", ".pdf")]
         for path in paths:
-            artifacts.write_figure(path, figure)
+            files.write_figure(path, figure)
         return paths
 
     # Stages

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbsupport import arguments, artifacts
+from nbsupport import checks, files
 from nbsupport.store import digests
 from nbsupport.store.journal import Journal
 
@@ -65,8 +65,8 @@ def run(
     ValueError
         If `total` or `shard` is below 1, or if `compute` returns tensors with another number of rows.
     """
-    arguments.count(total, name="total")
-    arguments.count(shard, name="shard")
+    checks.count(total, name="total")
+    checks.count(shard, name="shard")
     told: set[tuple[str, ...]] = set()
 
     def report(done: int, event: str = "progress", **extra: float | str) -> None:
@@ -75,10 +75,10 @@ def run(
     def stored(file: Path, start: int, stop: int) -> Stored | None:
         """Return what is in `file`, None where it must be computed."""
         try:
-            tensors, metadata = artifacts.load_with_metadata(file)
+            tensors, metadata = files.load_with_metadata(file)
         except FileNotFoundError:
             return None
-        except artifacts.DamagedArtifact as error:
+        except files.DamagedArtifact as error:
             print(f"damaged, computed again: {file} ({error.why})")
             report(start, "damaged", path=str(file), why=error.why)
             return None
@@ -114,15 +114,15 @@ def run(
                 _require_rows(tensors, stop - start, what)
             seconds = f"{time.monotonic() - began:.3f}"
             part = tensors, {"record": record(), "seconds": seconds}
-            artifacts.save_tensors(file, tensors, rows=f"{start}:{stop}", **part[1], **signed)
+            files.save_tensors(file, tensors, rows=f"{start}:{stop}", **part[1], **signed)
         parts.append(part[0])
         name = part[1].get("record", "")
         spent += float(part[1]["seconds"])
         report(stop, "progress" if computing else "resumed", **_so_far(parts))
     result, metadata = _joined(parts), {"record": name, "seconds": f"{spent:.3f}", **signed}
-    artifacts.save_tensors(path, result, rows=f"0:{total}", **metadata)
+    files.save_tensors(path, result, rows=f"0:{total}", **metadata)
     shutil.rmtree(folder)
-    return result, artifacts.read_metadata(path)
+    return result, files.read_metadata(path)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

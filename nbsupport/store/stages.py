@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbsupport import artifacts, presets
-from nbsupport.fingerprint import fingerprint as data_fingerprint
+from nbsupport import data, files, presets
 from nbsupport.store import digests, manifest
 
 NAMES = (
@@ -49,7 +48,7 @@ def finish(
         "seconds": seconds,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device,
-        "outputs": {rel: artifacts.file_digest(path) for rel, path in paths.items()},
+        "outputs": {rel: files.file_digest(path) for rel, path in paths.items()},
         "made_from": {**made_from, "torch": importlib.metadata.version("torch")},
     }
 
@@ -62,7 +61,7 @@ def finish(
 
 def add_output(run_dir: Path, stage: str, path: Path) -> None:
     """Record one more output of the finished `stage`: the notebook's executed copy, written when it has ended."""
-    rel, digest = path.resolve().relative_to(run_dir).as_posix(), artifacts.file_digest(path)
+    rel, digest = path.resolve().relative_to(run_dir).as_posix(), files.file_digest(path)
     manifest.update(run_dir, lambda contents: contents["stages"][stage]["outputs"].update({rel: digest}))
 
 
@@ -99,7 +98,7 @@ def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, A
 def fingerprint(part: str, parameters: Mapping[str, Any]) -> str:
     """Return the digest of the files that the images of `part` ("training" or "test") are read from."""
     name = parameters["train_data" if part == "training" else "test_data"]
-    return data_fingerprint(name, train=part == "training", root=parameters["root"])
+    return data.fingerprint(name, train=part == "training", root=parameters["root"])
 
 
 def begin(run_dir: Path, stage: str) -> list[Path]:
@@ -135,8 +134,8 @@ def is_artifact(rel: str) -> bool:
 
 def content(path: Path) -> str:
     """Return the digest of the tensors of the file `path` from its header; of a file of another writer, of its bytes."""
-    return artifacts.read_metadata(path).get("contents") or artifacts.file_digest(path)
+    return files.read_metadata(path).get("contents") or files.file_digest(path)
 
 
 def _intact(path: Path, digest: str) -> bool:
-    return path.is_file() and artifacts.file_digest(path) == digest
+    return path.is_file() and files.file_digest(path) == digest

@@ -1,7 +1,6 @@
 """Training of a classifier, plain or adversarial, resumable after every epoch."""
 
-from nbsupport.train.adversary import Adversary, linf_adversary
-from nbsupport.train.augmentation import AUGMENTATIONS
-from nbsupport.train.fitting import COLUMNS, accuracy, fit
+from nbsupport.train.adversary import AUGMENTATIONS, Adversary, linf_adversary
+from nbsupport.train.fit import COLUMNS, accuracy, fit
 
 __all__ = ["AUGMENTATIONS", "COLUMNS", "Adversary", "accuracy", "fit", "linf_adversary"]

@@ -1,4 +1,4 @@
-"""The inner maximisation of adversarial training."""
+"""What becomes of a batch before the model learns from it: random crops and flips, and the inner maximisation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from nbsupport import checks
 from nbsupport.runtime import frozen, laid_out
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
+AUGMENTATIONS = ("none", "crop", "crop-flip")
+
+
+def augmented(x: Tensor, generator: torch.Generator | None, *, flip: bool) -> Tensor:
+    """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and, if asked, flipped at random."""
+    n, channels, height, width = x.shape
+    pad = height // 8
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+    flipped = (torch.rand(n, generator=generator) < 0.5 * flip).to(x.device)
+    rows = top[:, None] + torch.arange(height, device=x.device)  # (N, H)
+    columns = left[:, None] + torch.arange(width, device=x.device)  # (N, W)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (pad, pad, pad, pad))
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch.Generator | None = None) -> Adversary:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsupport import artifacts
+from nbsupport import files
 
 
 class Training:
@@ -50,7 +50,7 @@ class Training:
             "best_score": self.best_score,
         }
         torch.save(state, buffer := io.BytesIO())
-        with artifacts.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(hashlib.sha256(buffer.getvalue()).digest())
             file.write(buffer.getvalue())
 

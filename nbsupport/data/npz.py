@@ -9,13 +9,15 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nbsupport import checks
 from nbsupport.data.image_set import ImageSet, unit_images
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -34,10 +36,9 @@ def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
         Where the file is no npz file or is damaged, an array is missing, has another type or rank, or holds
         Python objects, images lie outside [0, 1], labels are negative, or lengths disagree.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected an npz file with {', '.join(_ARRAYS)}, found no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected an npz file, got something else in {path}; write it with numpy.savez")
+    import torch
+
+    require_file(path)
     part = "train" if train else "test"
     with np.load(path, allow_pickle=False) as stored:
         missing = [array for array in _ARRAYS if array not in stored.files]
@@ -56,6 +57,14 @@ def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
     x, pixel_max = _images(images, limit, f"{part}_x")
     num_classes = 1 + max(int(array.max()) for array in labels.values())
     return ImageSet(x, torch.from_numpy(y[:limit]), tuple(map(str, range(num_classes))), pixel_max, name)
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError, as `read` does, where `path` is no npz file at first sight."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an npz file with {', '.join(_ARRAYS)}, found no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected an npz file, got something else in {path}; write it with numpy.savez")
 
 
 def _member(stored: Any, array: str, path: Path) -> _Array:
@@ -84,8 +93,10 @@ def _labels(y: _Array, array: str) -> np.ndarray[tuple[int, ...], np.dtype[np.in
     return y.astype(np.int64)
 
 
-def _images(images: _Array, limit: int | None, array: str) -> tuple[torch.Tensor, float]:
+def _images(images: _Array, limit: int | None, array: str) -> tuple[Tensor, float]:
     """Return the first `limit` images as (N, C, H, W) float32 in [0, 1], and pixel_max."""
+    import torch
+
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
         raise ValueError(
             f"expected {array} as uint8 (N, H, W, C) or float32 (N, C, H, W), got {images.dtype} of shape "

@@ -1,4 +1,4 @@
-"""Random orthogonal directions of unit RMS."""
+"""Directions from an image: random orthogonal ones of unit RMS, and the check of those that are given."""
 
 from __future__ import annotations
 
@@ -43,3 +43,17 @@ def directions(dim: int, count: int, *, negate: bool, generator: torch.Generator
     q, r = torch.linalg.qr(torch.randn(dim, count, generator=generator, dtype=torch.float64))
     rows = ((q * r.diagonal().sign()).t() * math.sqrt(dim)).float().contiguous()
     return torch.cat((rows, -rows)) if negate else rows
+
+
+def check_directions(d: Tensor, dim: int, *, name: str = "directions") -> None:
+    """Raise ValueError unless `d` is a finite float32 tensor (K, dim) with K >= 1."""
+    if not isinstance(d, Tensor) or d.dtype != torch.float32:
+        got = d.dtype if isinstance(d, Tensor) else type(d).__name__
+        raise ValueError(f"expected {name} as a float32 tensor, got {got}; convert with torch.as_tensor(...).float()")
+    if d.ndim != 2 or d.shape[0] == 0 or d.shape[1] != dim:
+        raise ValueError(
+            f"expected {name} of shape (K, {dim}), one flattened image a row, got {tuple(d.shape)}; "
+            f"make them with boundary.directions({dim}, ...)"
+        )
+    if not bool(torch.isfinite(d).all()):
+        raise ValueError(f"expected finite {name}, got NaN or infinite values; drop those rows")

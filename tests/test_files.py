@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nbsupport import artifacts
-from nbsupport.artifacts import DamagedArtifact
+from nbsupport import files
+from nbsupport.files import DamagedArtifact
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -28,8 +29,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.safetensors"
-    artifacts.save_tensors(path, tensors(), note="why")
-    loaded, metadata = artifacts.load_with_metadata(path)
+    files.save_tensors(path, tensors(), note="why")
+    loaded, metadata = files.load_with_metadata(path)
     assert loaded.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert loaded[name].dtype == tensor.dtype
@@ -40,21 +41,21 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_a_view_that_is_not_contiguous_is_saved_as_it_reads(tmp_path: Path) -> None:
     x = torch.arange(6.0).view(2, 3).t()
-    artifacts.save_tensors(tmp_path / "a.safetensors", {"x": x})
-    assert torch.equal(artifacts.load_tensors(tmp_path / "a.safetensors")["x"], x)
+    files.save_tensors(tmp_path / "a.safetensors", {"x": x})
+    assert torch.equal(files.load_tensors(tmp_path / "a.safetensors")["x"], x)
 
 
 def test_the_contents_digest_is_that_of_the_tensors_alone(tmp_path: Path) -> None:
     digests = []
     for note, tensor in (("1", torch.zeros(2)), ("2", torch.zeros(2)), ("1", torch.zeros(1, 2))):
-        artifacts.save_tensors(tmp_path / "a.safetensors", {"x": tensor}, note=note)
-        digests.append(artifacts.read_metadata(tmp_path / "a.safetensors")["contents"])
+        files.save_tensors(tmp_path / "a.safetensors", {"x": tensor}, note=note)
+        digests.append(files.read_metadata(tmp_path / "a.safetensors")["contents"])
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    artifacts.save_tensors(path, {"x": torch.tensor([1.0, 2.0])}, note="why")
+    files.save_tensors(path, {"x": torch.tensor([1.0, 2.0])}, note="why")
     whole = path.read_bytes()
     header = int.from_bytes(whole[:8], "little")
     padding = 8 + len(whole[8 : 8 + header].rstrip())
@@ -63,17 +64,17 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             continue  # blanks after the header's JSON mean nothing
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(DamagedArtifact, match=r"a\.safetensors is damaged"):
-            artifacts.load_tensors(path)
+            files.load_tensors(path)
 
 
 def test_every_truncation_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    artifacts.save_tensors(path, {"x": torch.tensor([1.0, 2.0])})
+    files.save_tensors(path, {"x": torch.tensor([1.0, 2.0])})
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedArtifact) as caught:
-            artifacts.load_tensors(path)
+            files.load_tensors(path)
         assert caught.value.path == path
 
 
@@ -82,25 +83,25 @@ def test_a_file_without_checksum_is_refused(tmp_path: Path) -> None:
 
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(DamagedArtifact, match="carries no checksum"):
-        artifacts.load_tensors(tmp_path / "a.safetensors")
+        files.load_tensors(tmp_path / "a.safetensors")
 
 
 def test_a_header_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     with pytest.raises(DamagedArtifact, match="header is unreadable"):
-        artifacts.load_tensors(tmp_path / "a.safetensors")
+        files.load_tensors(tmp_path / "a.safetensors")
 
 
 def test_an_absent_file_is_not_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        artifacts.load_tensors(tmp_path / "a.safetensors")
+        files.load_tensors(tmp_path / "a.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    artifacts.write_text(tmp_path / "a.txt", "old")
+    files.write_text(tmp_path / "a.txt", "old")
 
     def write_half() -> None:
-        with artifacts.replacing(tmp_path / "a.txt") as file:
+        with files.replacing(tmp_path / "a.txt") as file:
             file.write(b"half of the n")
             raise OSError(errno.ENOSPC, "full")
 
@@ -114,14 +115,22 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = 2**22 + 1  # above the largest process number of Linux
     for name in (f".a.csv.{dead}.tmp", f".b.csv.{os.getpid()}.tmp", ".c.csv.word.tmp", "d.tmp"):
         (tmp_path / name).touch()
-    artifacts.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {f".b.csv.{os.getpid()}.tmp", ".c.csv.word.tmp", "d.tmp"}
 
 
 def test_this_process_is_alive() -> None:
-    assert artifacts.alive(os.getpid())
-    assert artifacts.alive(1)
-    assert not artifacts.alive(2**22 + 1)
+    assert files.alive(os.getpid())
+    assert files.alive(1)
+    assert not files.alive(2**22 + 1)
+
+
+def test_without_posix_a_file_is_still_replaced_and_nobody_is_asked(tmp_path, monkeypatch) -> None:
+    portable = SimpleNamespace(name="nt", getpid=os.getpid, fsync=os.fsync)  # signal 0 would end a process there
+    monkeypatch.setattr(files, "os", portable)
+    files.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert files.alive(2**22 + 1)
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
@@ -130,7 +139,7 @@ def test_equal_figures_are_equal_files(tmp_path: Path, kind: str, begins: bytes)
     for name in ("a", "b"):
         figure = Figure()
         figure.subplots().plot(np.arange(3))
-        artifacts.write_figure(tmp_path / f"{name}.{kind}", figure)
+        files.write_figure(tmp_path / f"{name}.{kind}", figure)
     first, second = (tmp_path / f"{name}.{kind}" for name in ("a", "b"))
     assert first.read_bytes().startswith(begins)
     assert first.read_bytes() == second.read_bytes()

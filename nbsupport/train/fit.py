@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from nbsupport import checks
-from nbsupport.data import ImageSet
+from nbsupport.data.image_set import ImageSet
 from nbsupport.runtime import device_of, frozen, laid_out, rows_per_batch
-from nbsupport.train.adversary import Adversary
-from nbsupport.train.augmentation import AUGMENTATIONS, augmented
+from nbsupport.train.adversary import AUGMENTATIONS, Adversary, augmented
 from nbsupport.train.checkpoint import Training
 
 Progress = Callable[[int, int], None]

@@ -1,0 +1,400 @@
+"""How the boundary looks where rays cross it: its normals, where rays come back, and where three classes meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nbsupport import checks, runtime
+from nbsupport.boundary.directions import check_directions
+from nbsupport.boundary.plane import grid_labels, margin_gradient
+from nbsupport.boundary.probe import Rays, grid
+from nbsupport.boundary.profile import Profile, check_probed
+from nbsupport.labels import Labeller
+from nbsupport.pool import State, drain
+from nbsupport.record import Record
+
+_BATCHES = 8  # places labelled at once, in batches of the model
+_PARALLEL = 0.999  # cosine
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry(Record):
+    """How the boundary around N images looks, in P planes and along K rays.
+
+    Attributes
+    ----------
+    triple : Tensor (N, P) int64
+        Cells of each plane in which three or more classes meet: see `triple_points`.
+    reached : Tensor (N, K) bool
+        Whether the ray meets a boundary, as the profile has it.
+    returned : Tensor (N, K) bool
+        Whether it then comes back to the class of its image: see `reentry`.
+    angle : Tensor (N, K) float64
+        Between the ray and the normal where it crosses, in degrees; NaN where it meets no boundary: see `normals`.
+    """
+
+    triple: Tensor
+    reached: Tensor
+    returned: Tensor
+    angle: Tensor
+
+
+def geometry(
+    model: nn.Module,
+    x: Tensor,
+    directions: Tensor,
+    magnitudes: Tensor | Sequence[float],
+    profile: Profile,
+    *,
+    rays: int,
+    pairs: int,
+    negate: bool,
+    generator: torch.Generator | None = None,
+) -> Geometry:
+    """Return the triple points, re-entries and normals of the boundary around each image.
+
+    Parameters
+    ----------
+    model, x, directions, magnitudes
+        As given to `probe`. Planes reach as far as the last magnitude.
+    profile : Profile
+        What `probe` found there, one row an image of `x`.
+    rays : int
+        Re-entries and normals are found along the first `rays` directions, or all where there are fewer.
+    pairs : int
+        Number of planes, at most; all pairs of directions where there are fewer.
+    negate : bool
+        Whether the second half of `directions` are the negations of the first, which span no plane with these.
+    generator : torch.Generator, optional
+        On the CPU, for the planes; None takes torch's global one.
+
+    Returns
+    -------
+    Geometry
+        On the model's device; K is the number of rays, P of planes.
+
+    Raises
+    ------
+    ValueError
+        As `triple_points`, `reentry` and `normals`.
+    """
+    check_probed(x, directions, profile)
+    checks.count(rays, name="rays")
+    entries = profile.distance[:, :rays], profile.adjacent[:, :rays], profile.reached[:, :rays]
+    near, along = Profile(profile.center, *entries), directions[:rays]
+    returned = reentry(model, x, along, magnitudes, near).returned
+    reached = near.reached.to(returned.device)
+    angle = torch.full(reached.shape, torch.nan, dtype=torch.float64, device=reached.device)
+    angle[reached] = normals(model, x, along, near).angle
+    orthogonal = directions[: len(directions) // 2] if negate else directions
+    planes = min(pairs, len(orthogonal) * (len(orthogonal) - 1) // 2)
+    triple = triple_points(model, x, orthogonal, reach=float(magnitudes[-1]), pairs=planes, generator=generator)
+    return Geometry(triple, reached, returned, angle)
+
+
+@dataclass(frozen=True, eq=False)
+class Normals(Record):
+    """How the boundary stands at the crossings of R rays.
+
+    Attributes
+    ----------
+    normal : Tensor (R, C*H*W) float32
+        Of unit L2 norm, pointing into the adjacent class; zero where the gradient vanishes.
+    angle : Tensor (R,) float64
+        Between normal and direction, in degrees: 0 where the ray crosses the boundary at a right angle, 90 where it
+        grazes it; NaN where the gradient vanishes.
+    """
+
+    normal: Tensor
+    angle: Tensor
+
+
+def normals(
+    model: nn.Module, x: Tensor, directions: Tensor, profile: Profile, *, rays: Tensor | None = None
+) -> Normals:
+    """Return the normals of the boundary at the crossings that `probe` found.
+
+    The normal is the gradient of Z_adjacent - Z_center at the crossing clip(x + t d), t being the distance in the
+    profile. Found by "refine" the point lies on the boundary up to the tolerance, by the other searches up to one
+    step of the grid beyond it: the normal is then that of the level set through that point.
+
+    Parameters
+    ----------
+    model : Module
+        Maps images in [0, 1] to logits (N, L); differentiable.
+    x : Tensor (N, C, H, W) float32
+        Images in [0, 1].
+    directions : Tensor (K, C*H*W) float32
+        As given to `probe`; of any length.
+    profile : Profile
+        What `probe` found there.
+    rays : Tensor (R, 2) int64, optional
+        The rays as (image, direction), each of which meets a boundary. None: all that do, in order; the result then
+        holds C*H*W numbers for each of them.
+
+    Returns
+    -------
+    Normals
+        On the model's device, one row a ray.
+
+    Raises
+    ------
+    ValueError
+        As `probe`, for a profile of another number of images or directions, for rays that do not exist or meet no
+        boundary, and for logits that are not finite or of wrong shape.
+    """
+    check_probed(x, directions, profile)
+    image, direction = _crossings(profile, rays)
+    device = runtime.device_of(model, x)
+    rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
+    normal = torch.empty(len(image), directions.shape[1], device=device)
+    angle = torch.empty(len(image), dtype=torch.float64, device=device)
+    with runtime.frozen(model):
+        for start in range(0, len(image), rows):
+            part = slice(start, start + rows)
+            i, k = image[part], direction[part]
+            d = _taken(directions, k, device)
+            step = profile.distance[i, k].to(device, torch.float32)[:, None] * d
+            points = (_taken(x, i, device) + step.view(-1, *x.shape[1:])).clamp(0, 1)
+            gradient = margin_gradient(model, points, profile.adjacent[i, k].to(device), profile.center[i].to(device))
+            normal[part], angle[part] = _unit(gradient), _degrees(gradient, d)
+    return Normals(normal, angle)
+
+
+def _taken(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """Return the rows `index` of `values` on `device`, wherever each of them lies."""
+    return values.detach()[index.to(values.device)].to(device)
+
+
+def _crossings(profile: Profile, rays: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the images and directions (R,) of `rays`, on the profile's device."""
+    if rays is None:
+        image, direction = profile.reached.nonzero().T
+        return image, direction
+    if not isinstance(rays, Tensor) or rays.dtype != torch.int64 or rays.ndim != 2 or rays.shape[1] != 2:
+        got = f"{rays.dtype} of shape {tuple(rays.shape)}" if isinstance(rays, Tensor) else type(rays).__name__
+        raise ValueError(f"expected rays as int64 pairs (image, direction) of shape (R, 2), got {got}")
+    image, direction = rays.to(profile.reached.device).T
+    for index, count, name in zip((image, direction), profile.reached.shape, ("images", "directions"), strict=True):
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= count):
+            raise ValueError(
+                f"expected rays of {count} {name}, from 0 to {count - 1}, got {int(index.min())} to {int(index.max())}"
+            )
+    if not bool(profile.reached[image, direction].all()):
+        raise ValueError(
+            "expected rays that meet a boundary, got some that do not; choose from profile.reached.nonzero()"
+        )
+    return image, direction
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Return `gradient` (R, D) with rows of L2 norm 1, zeros where they are zero."""
+    largest = gradient.abs().amax(1, keepdim=True)  # first, so that squares of small gradients do not underflow
+    scaled = torch.where(largest > 0, gradient / largest, 0.0)
+    return torch.nn.functional.normalize(scaled, dim=1)
+
+
+def _degrees(a: Tensor, b: Tensor) -> Tensor:
+    """Return the angles (R,) float64 between the rows of `a` and `b` (R, D); NaN where one is zero."""
+    a, b = (v.double() / v.double().norm(dim=1, keepdim=True) for v in (a, b))
+    # Exact near 0 and 180 degrees, where the arc cosine loses half of the digits.
+    return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Reentry(Record):
+    """Where K rays of N images come back to the class of their image.
+
+    Attributes
+    ----------
+    distance : Tensor (N, K), dtype of the magnitudes
+        The first magnitude beyond the first crossing at which the class is the image's own again, [0, 1] units; inf
+        where it never is up to the last magnitude, and where there is no first crossing.
+    returned : Tensor (N, K) bool
+        Whether it ever is.
+    """
+
+    distance: Tensor
+    returned: Tensor
+
+
+def reentry(
+    model: nn.Module,
+    x: Tensor,
+    directions: Tensor,
+    magnitudes: Tensor | Sequence[float],
+    profile: Profile,
+    *,
+    precision: str = "float32",
+) -> Reentry:
+    """Return where each ray comes back to the class of its image after its first crossing.
+
+    The grid is visited in order from the first crossing on. A class that is left and met again between two
+    magnitudes is not seen. Memory does not depend on the number of images, apart from arguments and result.
+
+    Parameters
+    ----------
+    model, x, directions, magnitudes
+        As given to `probe`.
+    profile : Profile
+        What `probe` found there, by any search; its `center` is the class that a ray comes back to.
+    precision : {"float32", "mixed"}
+        As in `probe`.
+
+    Returns
+    -------
+    Reentry
+        On the model's device.
+
+    Raises
+    ------
+    ValueError
+        As `probe`, and for a profile of another number of images or directions.
+    """
+    check_probed(x, directions, profile, precision)
+    device = runtime.device_of(model, x)
+    positions = grid(magnitudes).to(device)
+    crossing = profile.distance.to(device, positions.dtype).flatten()
+    following = torch.searchsorted(positions, crossing, right=True)  # inf: beyond the grid
+    walking = (following < len(positions)).nonzero().squeeze(1)
+    distance = torch.full_like(crossing, math.inf)
+    with runtime.frozen(model):
+        label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
+        rays = Rays(label, len(directions), profile.center.to(device), walking)
+        job = _Return(rays, positions, following[walking])
+        drain(job, rays.count, slots=rays.slots, every=1, device=device)
+    distance[walking] = job.distance
+    distance = distance.view(profile.distance.shape)
+    return Reentry(distance, distance.isfinite())
+
+
+class _Return:
+    """Every ray from the position `first` of its own on, until its class is the image's again or the grid ends."""
+
+    def __init__(self, rays: Rays, positions: Tensor, first: Tensor) -> None:
+        self.rays, self.positions, self.first, self.scale = rays, positions, first, positions.float()
+        self.distance = torch.full_like(first, math.inf, dtype=positions.dtype)
+
+    def start(self, index: Tensor) -> State:
+        """Return the rows of the rays `index`, before their first look."""
+        return {"ray": index, "at": self.first[index], "back": torch.zeros_like(index, dtype=torch.bool)}
+
+    def step(self, state: State) -> None:
+        """Look once along every ray; a ray that has not come back moves on by one position."""
+        running = ~self.done(state)
+        found, center = self.rays.look(state["ray"], self.scale[state["at"].clamp(max=len(self.scale) - 1)])
+        back = found == center
+        state["back"] = state["back"] | running & back
+        state["at"] = state["at"] + (running & ~back)
+
+    def done(self, state: State) -> Tensor:
+        """Return which rays have come back or passed the last position."""
+        return state["back"] | (state["at"] == len(self.scale))
+
+    def finish(self, state: State) -> None:
+        """Store where the rays came back."""
+        ray, at = state["ray"][state["back"]], state["at"][state["back"]]
+        self.distance[ray] = self.positions[at]
+
+
+def triple_points(
+    model: nn.Module,
+    x: Tensor,
+    directions: Tensor,
+    *,
+    reach: float,
+    pairs: int = 64,
+    size: int = 33,
+    generator: torch.Generator | None = None,
+    precision: str = "float32",
+) -> Tensor:
+    """Return in how many cells of random planes through each image three or more classes meet.
+
+    A plane is x + a d_i + b d_j, clipped to [0, 1], with i != j; a and b take `size` values from -reach to reach. A
+    cell has four neighbouring places of that grid for its corners, and counts where these have three classes or
+    more. In a plane, three regions usually meet in single points; a cell that counts holds one, or comes near it.
+
+    Parameters
+    ----------
+    model : Module
+        Maps images in [0, 1] to logits (N, L).
+    x : Tensor (N, C, H, W) float32
+        Images in [0, 1].
+    directions : Tensor (K, C*H*W) float32
+        At least two, of which no two are parallel: those of `boundary.directions` without their negations.
+    reach : float
+        Of the grid, in RMS where the directions have RMS 1, [0, 1] units, > 0; usually the last magnitude.
+    pairs : int
+        Number of planes P, drawn once for all images, without replacement: at most K (K - 1) / 2.
+    size : int
+        Places along each side of the grid, at least 2.
+    generator : torch.Generator, optional
+        On the CPU; None takes torch's global one.
+    precision : {"float32", "mixed"}
+        "mixed": bfloat16 with every label near a tie confirmed in float32 (see `nbsupport.labels.Labeller`).
+
+    Returns
+    -------
+    Tensor (N, pairs) int64
+        On the model's device; from 0 to (size - 1)^2.
+
+    Raises
+    ------
+    ValueError
+        For images outside [0, 1], directions of wrong shape or type, fewer than two or parallel ones, more pairs
+        than there are, a reach or size out of range, and for logits that are not finite or of wrong shape.
+
+    Notes
+    -----
+    N * pairs * size^2 forward passes. Memory for eight batches of the model, or one plane where that is more, apart
+    from the result.
+    """
+    checks.images(x)
+    check_directions(directions, x[0].numel())
+    checks.number(reach, name="reach", open_low=True)
+    checks.count(pairs, name="pairs")
+    checks.count(size, name="size", low=2)
+    checks.choice(precision, runtime.PRECISIONS, name="precision")
+    drawn = _pairs(directions, pairs, generator)
+    device = runtime.device_of(model, x)
+    offsets = torch.linspace(-reach, reach, size)
+    cells = torch.empty(len(x) * pairs, dtype=torch.int64, device=device)
+    with runtime.frozen(model):
+        label = Labeller(model, x, directions, precision=precision, reach=2**0.5 * reach)
+        together = max(1, _BATCHES * label.rows // size**2)
+        for start in range(0, len(cells), together):
+            stop = min(start + together, len(cells))
+            number = torch.arange(start, stop)
+            planes = torch.cat((number[:, None] // pairs, drawn[number % pairs]), 1)
+            cells[start:stop] = _triple_cells(grid_labels(label, planes, offsets, offsets))
+    return cells.view(len(x), pairs)
+
+
+def _pairs(directions: Tensor, pairs: int, generator: torch.Generator | None) -> Tensor:
+    """Return rows (pairs, 2) of two directions that span a plane, each at most once."""
+    unit = torch.nn.functional.normalize(directions.detach().cpu(), dim=1)
+    parallel = ((unit @ unit.T).abs() > _PARALLEL).triu(1)
+    if bool(parallel.any()) or not bool(unit.any(1).all()):
+        raise ValueError(
+            "expected directions of which no two are parallel and none is zero; pass boundary.directions(..., "
+            "negate=False), or the first half of those with negations"
+        )
+    every = torch.combinations(torch.arange(len(directions)))
+    if pairs > len(every):
+        raise ValueError(
+            f"expected at most {len(every)} pairs of {len(directions)} directions, got {pairs}; "
+            "lower pairs or pass more directions"
+        )
+    return every[torch.randperm(len(every), generator=generator)[:pairs]]
+
+
+def _triple_cells(labels: Tensor) -> Tensor:
+    """Return how many cells (P,) of the grids `labels` (P, S, S) have three or more classes at their corners."""
+    corners = torch.stack((labels[:, :-1, :-1], labels[:, :-1, 1:], labels[:, 1:, :-1], labels[:, 1:, 1:]), -1)
+    changes = (corners.sort(-1).values.diff(dim=-1) != 0).sum(-1)  # the number of classes less one
+    return (changes >= 2).sum((1, 2))
