@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_notebooks import FakeKernel, write_all
 
-from nbsupport import __version__, bench, cli, notebooks, runner
-from nbsupport.runner import StageFailed
+from nbsupport import __version__, bench, cli, runner
+from nbsupport.runner import StageFailed, notebooks
 from nbsupport.store import STAGES
 
 

@@ -13,7 +13,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from nbsupport import arguments, limits, manifest, notebooks, presets, store
+from nbsupport import arguments, limits, manifest, presets, store
+from nbsupport.runner import notebooks
 from nbsupport.store import STAGES, Run
 
 
@@ -38,12 +39,7 @@ class Job:
 
     def open(self) -> Run:
         """Return the run, creating its folder."""
-        return store.open_run(
-            self.run_dir,
-            dataset=self.settings.dataset,
-            preset=self.settings.preset,
-            overrides=manifest.overrides(self.settings),
-        )
+        return store.open_run(**self.parameters())
 
 
 def default_run_dir(settings: presets.Settings, *, named: bool) -> Path:
@@ -128,9 +124,9 @@ def describe(job: Job) -> str:
     for name, value in dataclasses.asdict(job.settings).items():
         lines.append(f"  {name:<22}{value}" + ("    (-p)" if name in changed else ""))
     lines.append("stages")
-    exists = (job.run_dir / manifest.NAME).exists()
+    run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
     for stage in job.stages:
-        state = store.existing_run(job.run_dir).state(stage) if exists else store.StageState("missing")
+        state = run.state(stage) if run else store.StageState("missing")
         lines.append(f"  {stage:<26}{intent(state)}")
     return "\n".join(lines)
 
