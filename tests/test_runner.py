@@ -19,7 +19,7 @@ import pytest
 from tiny_notebooks import PARAMETERS, STORE, FakeKernel, store_something, write, write_all
 
 import nbsupport
-from nbsupport import presets, runner
+from nbsupport import journal, presets, runner
 from nbsupport.runner import Job, StageFailed, job, notebooks
 from nbsupport.store import STAGES, ParametersDiffer, RunInUse
 
@@ -186,7 +186,7 @@ def test_all_stages_run_in_order_and_the_results_are_told(planned: Job, monkeypa
     assert lines[0] == f"run folder {planned.run_dir}"
     titles = [line for line in lines if line.startswith("stage ")]
     assert titles == [f"stage {number}/6 {stage}: What does it ask?" for number, stage in enumerate(STAGES, 1)]
-    assert "tables/06_detector.csv" in lines[-1]
+    assert f"python -m nbsupport status {planned.run_dir} --tables" in lines[-1]
 
 
 def test_a_complete_run_is_reused(planned: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +253,9 @@ def test_a_notebook_that_fails_is_told(planned: Job, monkeypatch: pytest.MonkeyP
     assert str(caught.value).splitlines() == [
         "stage 03_attacks failed: ValueError: no",
         "    the last line",
-        f"executed notebook: {planned.run_dir / 'notebooks' / '03_attacks.ipynb'}",
+        "executed notebook: copy",
     ]
+    assert journal.read(planned.run_dir)[-1]["error"] == "ValueError: no"
 
 
 def test_a_notebook_that_records_nothing_has_failed(planned: Job, monkeypatch: pytest.MonkeyPatch) -> None:

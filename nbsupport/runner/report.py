@@ -227,13 +227,15 @@ def _claim(number: int, rows: Any) -> str:
         for shown in range(len(names), 0, -1):
             more = f" and {len(names) - shown} more" if shown < len(names) else ""
             named = {**told, other: ", ".join(names[:shown]) + more}
-            if len(_listed(line, named)) <= WIDTH:
+            if len(_joined(line, named)) <= WIDTH:
                 told = named
                 break
-    return _listed(line, told)
+    while len(_joined(line, told)) > WIDTH and told:
+        told.popitem()
+    return _joined(line, told)
 
 
-def _listed(line: str, told: Mapping[str, str]) -> str:
+def _joined(line: str, told: Mapping[str, str]) -> str:
     return "; ".join([line, *(f"{verdict}: {names}" for verdict, names in told.items())])
 
 
