@@ -23,26 +23,26 @@ def main() -> None:
 @contextlib.contextmanager
 def _exit_codes(again: str = "To go on where it stopped, give the same command again.") -> Iterator[None]:
     """Turn what may go wrong into messages and exit codes: 2 before anything starts, 1 after."""
-    from nbsupport import cluster, files, lock, runner
+    from nbsupport import files, runner, store
+    from nbsupport.runner import sweep
 
     try:
         yield
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. {again}", err=True)
         raise SystemExit(STOPPED) from None
-    except runner.StageFailed as error:
-        full = "\nThe disk is full: free some space first." if f"[Errno {errno.ENOSPC}]" in error.error else ""
-        click.echo(f"{error}{full}\n{again}", err=True)
-        raise SystemExit(1) from None
-    except (lock.RunInUse, cluster.NoCluster) as error:
+    except (store.RunInUse, sweep.NoCluster) as error:
         raise click.UsageError(str(error)) from None
-    except files.DamagedArtifact as error:
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough: click ends without a word
+        raise
+    except files.DamagedArtifact as error:  # says itself what to do
         click.echo(str(error), err=True)
         raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        click.echo(f"The disk is full: free some space. {again}", err=True)
+    except (runner.StageFailed, OSError) as error:
+        lines = [str(error) or type(error).__name__]
+        if f"[Errno {errno.ENOSPC}]" in lines[0]:
+            lines.append("The disk is full: free some space first.")
+        click.echo("\n".join([*lines, again]).strip(), err=True)
         raise SystemExit(1) from None
 
 
@@ -74,33 +74,38 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
     """
-    from nbsupport import cluster, job, runner
+    from nbsupport import runner
+    from nbsupport.runner import job, sweep
 
     with _exit_codes():
         with _usage():
             overrides = dict(named)
             if len(overrides) < len(named):
                 raise ValueError("expected every parameter once, got one of them twice after -p")
-            planned = job.plan(dataset, preset, overrides, run_dir)
+            planned = runner.plan(dataset, preset, overrides, run_dir)
         if dry_run:
             click.echo(job.describe(planned))
         elif scheduler is None:
             runner.run(planned, click.echo)
         else:
-            with cluster.connect(scheduler) as client:
-                runner.run(planned, click.echo, execute=cluster.wait_for(cluster.submit(client, planned)))
+            with sweep.connect(scheduler) as client:
+                runner.run(planned, click.echo, execute=sweep.submit(client, planned))
 
 
 @main.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
-def status(run_dir: str) -> None:
+@click.option("--tables", is_flag=True, help="Also print every table in full, the figures' paths and the seconds.")
+def status(run_dir: str, tables: bool) -> None:
     """Show how far the run in RUN_DIR has come, also while it goes on."""
-    from nbsupport import report, store
+    from nbsupport import store
+    from nbsupport.runner import report
 
-    with _exit_codes():
+    with _exit_codes(again=""):
         with _usage():
             opened = store.existing_run(run_dir)
         click.echo(report.status(opened))
+        if tables:
+            click.echo("\n" + report.tables(opened))
 
 
 @main.command()
@@ -108,8 +113,8 @@ def status(run_dir: str) -> None:
 @click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
 def sweep(grid: Path, scheduler: str | None) -> None:
     """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables."""
-    from nbsupport import cluster, manifest
-    from nbsupport import sweep as grids
+    from nbsupport.runner import sweep as grids
+    from nbsupport.store import manifest
 
     with _exit_codes():
         with _usage():
@@ -117,7 +122,7 @@ def sweep(grid: Path, scheduler: str | None) -> None:
             if (target / manifest.NAME).exists():
                 raise ValueError(f"the tables of this grid would go to {target}, which holds a run; rename {grid}")
             points = grids.read(grid)
-        with contextlib.nullcontext() if scheduler is None else cluster.connect(scheduler) as client:
+        with contextlib.nullcontext() if scheduler is None else grids.connect(scheduler) as client:
             points = grids.run(points, click.echo, client=client)
         click.echo("\ncombined tables")
         for path in grids.combine(points, target):
@@ -142,8 +147,8 @@ def bench(what: str, images: int | None, model: Path | None, json_path: Path | N
     "published" searches for OPTMARGIN with the steps of its authors: a quarter of an hour, and no part of "all".
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
-    from nbsupport import bench as loops
     from nbsupport import files
+    from nbsupport import bench as loops
 
     def keep(results: loops.Results) -> None:
         if json_path is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nbsupport import data, job, runner
+from nbsupport import data, runner
 from nbsupport.data import ImageSet
 from nbsupport.store import Run
 
@@ -65,9 +65,9 @@ def cuda() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> job.Job:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> runner.Job:
     """The job of one smoke run of all six notebooks on `digits`, which is done."""
-    planned = job.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
+    planned = runner.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # twice as fast where other processes compute as well
         runner.run(planned, lambda line: None)
@@ -75,6 +75,6 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> job.Job:
 
 
 @pytest.fixture(scope="session")
-def smoke(planned: job.Job) -> Run:
+def smoke(planned: runner.Job) -> Run:
     """The smoke run, not to be changed."""
     return planned.open()

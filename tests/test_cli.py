@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_notebooks import FakeKernel, write_all
 
-from nbsupport import __version__, bench, cli, notebooks, runner
-from nbsupport.runner import StageFailed
+from nbsupport import __version__, bench, cli, runner
+from nbsupport.runner import StageFailed, notebooks, report
 from nbsupport.store import STAGES
 
 
@@ -30,6 +31,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*words: str) -> Result:
     return CliRunner().invoke(cli.main, words)
+
+
+def raising(error: Exception) -> Callable[..., str]:
+    def fail(*given: object) -> str:
+        raise error
+
+    return fail
 
 
 def test_the_default_is_all_of_digits_standard(here: Path) -> None:
@@ -109,7 +117,10 @@ def test_no_notebooks_exit_with_2(here: Path) -> None:
             1,
             "The disk is full: free some space first.",
         ),
-        (OSError(errno.ENOSPC, "No space"), 1, "The disk is full: free some space."),
+        (OSError(errno.ENOSPC, "No space"), 1, "The disk is full: free some space first."),
+        (PermissionError(errno.EACCES, "Permission denied", "a.csv"), 1, "[Errno 13] Permission denied: 'a.csv'"),
+        (OSError(errno.EIO, "Input/output error"), 1, "[Errno 5] Input/output error"),
+        (TimeoutError(), 1, "TimeoutError"),
         (KeyboardInterrupt(), 130, "Interrupted."),
     ],
 )
@@ -133,8 +144,15 @@ def test_an_unreadable_run_json_exits_with_1(here: Path) -> None:
 
 
 def test_another_error_is_not_hidden(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", PermissionError("not yours")))
-    assert isinstance(call("run").exception, PermissionError)
+    monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", KeyError("a defect")))
+    assert isinstance(call("run").exception, KeyError)
+
+
+def test_a_reader_that_has_seen_enough_is_told_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("run", "--preset", "smoke", "--run-dir", "a")
+    monkeypatch.setattr(report, "status", raising(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    result = call("status", "a")
+    assert (result.exit_code, result.output) == (1, "")
 
 
 def test_a_dry_run_creates_nothing(here: Path) -> None:
@@ -150,6 +168,20 @@ def test_the_status_of_a_run(here: Path) -> None:
     result = call("status", "a")
     assert result.exit_code == 0
     assert result.output.count("complete, ") == 6
+    assert "tables/03_attacks.csv" not in result.output
+    whole = call("status", "a", "--tables")
+    assert whole.output.startswith(result.output)
+    assert "\ntables/03_attacks.csv\n n  share\n12  0.333\n" in whole.output
+    assert str(here / "a" / "figures" / "06_detector.png") in whole.output
+    assert whole.output.splitlines()[-1].startswith("  06_detector ")
+
+
+def test_a_file_that_cannot_be_read_exits_with_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("run", "--preset", "smoke", "--run-dir", "a")
+    monkeypatch.setattr(report, "tables", raising(PermissionError(errno.EACCES, "Permission denied", "a.csv")))
+    result = call("status", "a", "--tables")
+    assert result.exit_code == 1
+    assert result.stderr == "[Errno 13] Permission denied: 'a.csv'\n"  # nothing stopped, nothing goes on
 
 
 def test_a_sweep_combines_its_tables(here: Path) -> None:
@@ -201,7 +233,7 @@ def test_bench_prints_a_table_and_writes_the_rows(here: Path, monkeypatch: pytes
     result = call("bench", "attacks", "--json", "rows.json", "--images", "9", "--model", "m.safetensors")
     assert result.exit_code == 0, result.output
     assert result.stderr == "attacks on 9 of m.safetensors, 9 images\n"
-    assert result.stdout.splitlines()[-3:] == ["attacks", "what seconds", " all    12.5"]
+    assert result.stdout.splitlines()[-3:] == ["attacks", "what  seconds", "all      12.5"]
     stored = json.loads(Path("rows.json").read_text())
     assert stored["rows"] == [{"bench": "attacks", "what": "all", "seconds": 12.5}]
     assert stored["machine"]["threads"] == 2

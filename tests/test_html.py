@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from nbsupport.execution import execute
+from nbsupport.runner.notebooks import execute
 from nbsupport.store import STAGES, Run
 
 pytestmark = pytest.mark.slow  # the smoke run

@@ -19,10 +19,9 @@ LAYERS = [
     "labels pool",
     "data models train",
     "attacks boundary detector region",
-    "suite tables tables_geometry claims",
-    "journal lock manifest notebooks completion shards store",
-    "plots stages",
-    "runner execution progress report job cluster sweep",
+    "suite tables claims",
+    "store",
+    "runner plots",
     "bench widgets",
     "cli __main__",
 ]

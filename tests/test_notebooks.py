@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import claims, job, journal, notebooks, runner, runtime, stages, store, tables, tables_geometry
+from nbsupport import claims, journal, runner, runtime, stages, store, tables, tables_geometry
+from nbsupport.runner import notebooks
 from nbsupport.store import STAGES, Run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -147,7 +148,7 @@ def test_figures_are_images_of_some_size(smoke: Run, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_reuses_everything(planned: job.Job) -> None:
+def test_a_second_run_reuses_everything(planned: runner.Job) -> None:
     lines: list[str] = []
     runner.run(planned, lines.append)
     assert [line for line in lines if line.startswith("stage ")] == [
@@ -188,7 +189,7 @@ def test_warnings_are_stored_and_told(smoke: Run) -> None:
 
 
 @pytest.mark.slow
-def test_every_sign_of_failure_is_a_row_and_a_warning(planned: job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sign_of_failure_is_a_row_and_a_warning(planned: runner.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned.open()
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(run.journal, "append", lambda **entry: told.append(entry))

@@ -1,8 +1,13 @@
-"""A run told in text: states, progress, tables that fit a terminal."""
+"""A run told in text: progress while it goes on, states, its end, and tables that fit a terminal."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,10 @@ import pandas as pd
 import pytest
 from tiny_notebooks import store_something
 
-from nbsupport import journal, report, store
+from nbsupport import journal, store
+from nbsupport.journal import Journal, Progress
+from nbsupport.runner import report
+from nbsupport.runner.progress import Follower, describe, duration
 from nbsupport.store import STAGES, Run
 
 
@@ -67,51 +75,330 @@ def test_a_finished_stage_is_not_under_way(run: Run) -> None:
         assert states(run)["01_datasets"].startswith("complete")
 
 
-def test_the_results_name_tables_figures_seconds_and_what_next(run: Run) -> None:
-    for stage in STAGES[:2]:
-        store_something(run, stage)
-    run.write_table("left_by_a_failed_attempt", pd.DataFrame({"n": [1]}))
-    text = report.results(run)
-    assert "tables/01_datasets.csv\nn share\n7 0.333" in text
-    assert "left_by_a_failed_attempt" not in text
-    assert str(run.path("figures/02_training.png")) in text
-    assert "jupyter lab" in text
-    assert f"python -m nbsupport status {run.dir}" in text
+# The end of a run
+
+EXAMPLES = ("FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG", "OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
+MODELS = ("normal", "pgd")
+CLAIMS = ["claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"]
 
 
-def test_tables_keep_to_their_key_columns_and_the_width(tmp_path: Path) -> None:
-    columns = ["model", "attack", "solver", "variant", "eps_or_confidence", "n", "n_misclassified", "success_rate"]
-    columns += ["success_rate_low", "success_rate_high", "mean_rms", "median_rms", "forwards_per_image"]
-    columns += ["backwards_per_image", "seconds"]
-    row = ["normal", "OPTMARGIN-authors", "adam", "equations", 0.15, 100, 3, 1 / 3, 0.2, np.nan, *[1234.567] * 5]
-    path = tmp_path / "attacks.csv"
-    pd.DataFrame([row], columns=columns).to_csv(path, index=False)
-    header, line = report.table_text(path).splitlines()
-    assert len(header) <= report.WIDTH
-    assert "n_misclassified" not in header
-    assert header.split()[-1] == "seconds"
-    assert line.split() == [
-        *("normal", "OPTMARGIN-authors", "adam", "equations", "0.15", "100", "0.333", "0.2"),
-        *["1235"] * 4,
+def store_tables(run: Run, **tables: pd.DataFrame) -> None:
+    """Store `tables` as one stage of the run."""
+    run.finish("06_detector", [run.write_table(name, frame) for name, frame in tables.items()])
+
+
+def main_tables() -> dict[str, pd.DataFrame]:
+    attacks = [
+        {"model": model, "attack": name, "n": 99, "success_rate": 0.984, "success_rate_low": 0.969}
+        | {"success_rate_high": 0.992, "mean_rms": 0.0349}
+        for model in MODELS
+        for name in EXAMPLES
+    ]
+    region = [
+        {"model": model, "examples": name, "n": 500 if name == "benign" else 99, "point_accuracy": 0.1}
+        | {"region_accuracy": 0.05, "region_low": 0.022, "region_high": 0.113}
+        for model in MODELS
+        for name in ("benign", *EXAMPLES, "noise")
+    ]
+    boundary = [
+        {"model": model, "examples": name, "n": 12, "median_distance": np.inf if name == "FGSM" else 0.35}
+        for model in MODELS
+        for name in ("benign", *EXAMPLES[:-1])
+    ]
+    return {"attacks": pd.DataFrame(attacks), "region": pd.DataFrame(region), "boundary": pd.DataFrame(boundary)}
+
+
+def rows_of(claim: int, verdicts: dict[str, str], **values: float) -> list[dict[str, object]]:
+    """Rows of a claim about `normal`: `verdicts` by examples."""
+    common = {"claim": claim, "model": "normal", "statement": "a statement", "statistic": 0.99, "threshold": 0.95}
+    common |= {"low": 0.951, "high": 1.0, "n": 99, **values}
+    return [{**common, "examples": examples, "verdict": verdict} for examples, verdict in verdicts.items()]
+
+
+def claim_line(run: Run, rows: list[dict[str, object]]) -> str:
+    store_tables(run, claims=pd.DataFrame(rows, columns=CLAIMS))
+    return report.results(run).splitlines()[1]
+
+
+def test_the_end_of_a_run_fits_a_screen(run: Run) -> None:
+    claims = [
+        row
+        for claim in range(1, 10)
+        for row in rows_of(claim, {f"OPTBRITTLE - {name}": v for name, v in zip(EXAMPLES, "hhhhuuf", strict=True)})
+    ]
+    frame = pd.DataFrame(claims, columns=CLAIMS).replace({"h": "holds", "u": "undecided", "f": "fails"})
+    kinds = ["still falling", "constant at its bound", "stuck pixels", "random beats gradient"]
+    warnings = [
+        {
+            "model": "normal",
+            "attack": name,
+            "indicator": kind,
+            "share": 0.5,
+            "n": 31,
+            "what_to_do": f"seen; {'x ' * 99}",
+        }
+        for name in EXAMPLES
+        for kind in kinds
+    ]
+    store_tables(run, **main_tables(), claims=frame, warnings=pd.DataFrame(warnings))
+    lines = report.results(run).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines[:-3])) <= report.WIDTH  # the last three hold paths
+    assert [sum(line.startswith(f"{number} ") for line in lines) for number in range(1, 10)] == [1] * 9
+    assert lines[-3:] == [
+        f"executed notebooks  jupyter lab {run.path('notebooks')}",
+        f"tables              {run.path('tables')}",
+        f"all in full         python -m nbsupport status {run.dir} --tables",
     ]
 
 
-def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
-    pd.DataFrame(columns=["model", "attack"]).to_csv(tmp_path / "warnings.csv", index=False)
-    assert report.table_text(tmp_path / "warnings.csv") == "no rows"
+def test_the_main_table_has_a_row_for_each_attack_and_the_benign_images(run: Run) -> None:
+    store_tables(run, **main_tables())
+    header, *rows = report.results(run).splitlines()[:17]
+    assert header.split("  ")[-1] == "median distance"
+    assert [row.split()[:3] for row in rows[:8]] == [
+        ["normal", name, "500" if name == "benign" else "99"] for name in ("benign", *EXAMPLES)
+    ]
+    assert [row.split()[0] for row in rows[8:]] == ["pgd"] * 8
+    assert rows[0].split()[3:] == ["10", "%", "5", "%", "[2,", "11]", "0.35"]
+    assert " ".join(rows[1].split()[3:]) == "98 % [97, 99] 0.0349 10 % 5 % [2, 11] inf"
+    assert " ".join(rows[7].split()[3:]) == "98 % [97, 99] 0.0349 10 % 5 % [2, 11]"  # its distance was not measured
 
 
-def test_long_tables_and_texts_are_cut_and_say_so() -> None:
+def test_what_was_not_measured_is_left_out(run: Run) -> None:
+    attacks = pd.DataFrame({"model": ["normal"], "attack": ["FGSM"], "n": [0], "success_rate": [np.nan]})
+    store_tables(run, attacks=attacks.assign(success_rate_low=np.nan, success_rate_high=np.nan, mean_rms=np.nan))
+    header, row, *_ = report.results(run).splitlines()
+    assert row.split() == ["normal", "FGSM", "0"]
+    assert "accuracy of the vote" in header
+
+
+def test_a_run_without_results_says_where_to_look(run: Run) -> None:
+    for stage in STAGES[:2]:
+        store_something(run, stage)
+    run.write_table("attacks", main_tables()["attacks"])  # left by a failed attempt, not recorded
+    text = report.results(run)
+    assert len(text.splitlines()) == 3
+    assert f"python -m nbsupport status {run.dir} --tables" in text
+
+
+def test_a_claim_that_holds_shows_the_closest_row(run: Run) -> None:
+    rows = rows_of(1, {"OPTMARGIN": "holds"}) + rows_of(1, {"OPTMARGIN-adam": "holds"}, statistic=1.0, low=0.963)
+    assert claim_line(run, rows).endswith(" holds     normal OPTMARGIN: .99 [.95, 1] > .95, n 99")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "overall", "ending"),
+    [
+        ("hhh", "holds", "a: .99 [.95, 1] > .95, n 99"),
+        ("uuu", "undecided", "a: .99 [.95, 1] vs .95, n 99"),
+        ("fff", "fails", "a: .99 [.95, 1] < .95, n 99"),
+        ("hhu", "holds", "a: .99 [.95, 1] > .95, n 99; undecided: normal c"),
+        ("hu", "undecided", "b: .99 [.95, 1] vs .95, n 99; holds: normal a"),
+        ("uuf", "undecided", "c: .99 [.95, 1] < .95, n 99"),
+        ("hhf", "mixed", "c: .99 [.95, 1] < .95, n 99; holds: normal a, normal b"),
+        ("huuff", "mixed", "d: .99 [.95, 1] < .95, n 99; holds: normal a; fails: 1; undecided: 2"),
+    ],
+)
+def test_the_verdict_of_a_claim_and_its_exceptions(run: Run, verdicts: str, overall: str, ending: str) -> None:
+    names = {"h": "holds", "u": "undecided", "f": "fails"}
+    line = claim_line(run, rows_of(4, dict(zip("abcde", map(names.get, verdicts), strict=False))))
+    assert line.startswith("4 vote keeps, restores accuracy")
+    assert line.split()[5] == overall
+    assert line.endswith(f"normal {ending}")
+
+
+def test_many_exceptions_are_counted(run: Run) -> None:
+    rows = rows_of(1, dict.fromkeys("abcdefghij", "holds") | dict.fromkeys(EXAMPLES, "undecided"))
+    assert claim_line(run, rows).endswith("; undecided: normal PGD and 6 more")
+    long = {f"{name} - OPTMARGIN-authors": "undecided" for name in EXAMPLES}
+    rows = rows_of(1, dict.fromkeys("abcdefghij", "holds") | long, statistic=-0.00432, low=-0.0781, high=0.0702)
+    assert claim_line(run, rows).endswith("; undecided: 7")
+
+
+def test_a_statistic_that_was_not_measured_is_no_closest_row(run: Run) -> None:
+    rows = rows_of(12, {"a": "undecided"}, statistic=np.nan) + rows_of(12, {"b": "undecided"}, statistic=12.34)
+    line = claim_line(run, rows)
+    assert line.startswith("12 a statement ")
+    assert "normal b: 12 [.95, 1] vs .95" in line
+
+
+def test_warnings_are_the_worst_of_their_kind(run: Run) -> None:
     frame = pd.DataFrame(
-        {"statement": ["x" * 50] * 40, "holds": [True] * 40, **{f"c{i}": ["y" * 30] * 40 for i in range(9)}}
+        {
+            "model": "normal",
+            "attack": ["PGD", "FGSM", "OPTMARGIN", "OPTSTRONG", "OPTBRITTLE"],
+            "indicator": ["still falling", "still falling", "stuck pixels", "constant at its bound", "random"],
+            "share": [0.2, 0.4, 0.9, 0.3, 0.1],
+            "n": 31,
+            "what_to_do": ["a; raise steps", "a; raise steps", "b; raise lr", "c; d, e; or raise search_steps", "f"],
+        }
     )
-    lines = report.frame_text(frame, rest="claims.csv").splitlines()
-    assert lines[-1] == "... 10 more rows in claims.csv"
+    store_tables(run, warnings=frame)
+    heading, *lines, _, _, _, _ = report.results(run).splitlines()
+    assert heading.startswith("5 warnings that an attack fell short")
+    assert heading.endswith("; 2 more in tables/warnings.csv")
+    assert lines == [
+        "normal OPTMARGIN: stuck pixels (90 % of 31); raise lr",
+        "normal FGSM: still falling (40 % of 31); raise steps",
+        "normal OPTSTRONG: constant at its bound (30 % of 31); raise search_steps",
+    ]
+    store_tables(run, warnings=frame[:0])
+    assert "warnings that" not in report.results(run)
+
+
+@pytest.mark.slow
+def test_the_end_of_a_smoke_run(smoke: Run) -> None:
+    *lines, _, _, _ = report.results(smoke).splitlines()
+    assert len(lines) <= 37
     assert max(map(len, lines)) <= report.WIDTH
-    assert "x" * 39 + "…" in lines[1]
-    assert "True" in lines[1]
+    assert [line[0] for line in lines if line[:1].isdigit() and line[1] == " "] == list("123456789")
+    assert sum(line.startswith(("normal", "pgd")) for line in lines) >= 16
+
+
+# Tables in full
+
+
+def test_all_tables_figures_and_seconds_are_told(run: Run) -> None:
+    for stage in STAGES[:2]:
+        store_something(run, stage)
+    text = report.tables(run)
+    assert "tables/01_datasets.csv\nn  share\n7  0.333\n" in text
+    assert str(run.path("figures/02_training.png")) in text
+    assert [line.split()[0] for line in text.splitlines()[-2:]] == list(STAGES[:2])
+
+
+def test_wide_tables_go_into_blocks_that_name_their_rows() -> None:
+    frame = pd.DataFrame(
+        {"model": ["normal", "pgd"], "n": [99, 100], **{f"a_rather_long_name_{i}": [i / 3, np.nan] for i in range(9)}}
+    )
+    lines = report.frame_text(frame).splitlines()
+    assert max(map(len, lines)) <= report.WIDTH
+    headers = [line.split() for line in lines if line.startswith("model")]
+    assert len(headers) > 1
+    assert [header[:2] for header in headers] == [["model", "n"]] * len(headers)
+    assert [name for header in headers for name in header[2:]] == list(frame)[2:]
+    assert sum(line.startswith("pgd     100") for line in lines) == len(headers)
+
+
+def test_long_tables_and_texts_are_told_in_full() -> None:
+    words = " ".join(f"word{number}" for number in range(40))
+    frame = pd.DataFrame({"model": ["normal"] * 400, "what_to_do": [words] * 400})
+    text = report.frame_text(frame)
+    assert max(map(len, text.splitlines())) <= report.WIDTH
+    assert text.split().count("word39") == 400
+
+
+def test_a_table_without_rows_says_so() -> None:
+    assert report.frame_text(pd.DataFrame(columns=["model", "attack"])) == "no rows"
 
 
 def test_numbers_are_rounded_and_unmeasured_ones_left_out() -> None:
     frame = pd.DataFrame({"value": [2.0, 0.12345, 1234.5, np.inf, -np.inf, np.nan]})
     assert report.frame_text(frame).split() == ["value", "2", "0.123", "1234", "inf", "-inf"]
+    assert len(report.frame_text(frame).split("\n")) == 7
+
+
+# Progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("done", "rate", "text"),
+    [
+        (20, 4.0, "normal/FGSM                  20/100 images, 4/s, 20 s left, success 0.5"),
+        (20, None, "normal/FGSM                  20/100 images, success 0.5"),
+        (100, 4.0, "normal/FGSM                  100/100 images, success 0.5"),
+    ],
+)
+def test_a_line_of_progress(done: int, rate: float | None, text: str) -> None:
+    extra = {"success": 0.5, "note": "text is left out"}
+    progress = Progress("03_attacks", "normal/FGSM", done, 100, "images", 0.0, 1, "here", rate, extra)
+    assert describe(progress) == text
+
+
+def follow(folder: Path, *, bars: bool, every: float = 1e9) -> list[str]:
+    """What is echoed while a stage is at work, after an earlier one."""
+    book, lines = Journal(folder), list[str]()
+    book.report("02_training", "before", 1, 1)
+    with Follower(folder, lines.append, bars=bars, every=every):
+        book.report("03_attacks", "a", 0, 4, event="started")
+        for done in (2, 4):
+            book.report("03_attacks", "a", done, 4)
+        book.report("03_attacks", "b", 4, 4, event="reused")
+        book.report("03_attacks", "c", 0, 4, event="damaged", path="c.safetensors", why="truncated")
+        book.append(stage="03_attacks", event="finished")
+    return lines
+
+
+def test_a_log_file_gets_a_line_for_what_is_finished(tmp_path: Path) -> None:
+    first, *rest = follow(tmp_path, bars=False)
+    assert first.startswith("  a                            4/4 images")
+    assert rest == [
+        "  b                            4 images, reused",
+        "  damaged, computed again: c.safetensors (truncated)",
+    ]
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_warning_has_a_line_of_its_own(tmp_path: Path, bars: bool) -> None:
+    lines: list[str] = []
+    with Follower(tmp_path, lines.append, bars=bars):
+        Journal(tmp_path).append(stage="03_attacks", event="warning", message="PGD on pgd: still falling: raise steps")
+    assert lines == ["  warning: PGD on pgd: still falling: raise steps"]
+
+
+def test_a_log_file_gets_a_line_every_few_seconds(tmp_path: Path) -> None:
+    assert [line.split()[1] for line in follow(tmp_path, bars=False, every=0.0)[:3]] == ["0/4", "2/4", "4/4"]
+
+
+def test_a_terminal_gets_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow(tmp_path, bars=True)[0].split() == ["b", "4", "images,", "reused"]
+    told = capsys.readouterr().err
+    assert "a:" in told
+    assert "4/4" in told
+    assert "images/s" in told
+
+
+@pytest.mark.parametrize(("lines", "columns", "bars"), [(40, 120, True), (0, 120, False), (0, 0, False)])
+def test_a_terminal_without_a_size_gets_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, columns: int, bars: bool
+) -> None:
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    told: list[str] = []
+    with os.fdopen(side, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Follower(tmp_path, told.append):
+            Journal(tmp_path).report("03_attacks", "a", 4, 4)
+    os.close(main)
+    assert (told == []) == bars
+
+
+def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
+    lines: list[str] = []
+    follower = Follower(tmp_path, lines.append, bars=False)
+    with follower:
+        Journal(tmp_path).report("s", "a", 4, 4)
+        whole = (tmp_path / "journal.jsonl").read_bytes()
+        with (tmp_path / "journal.jsonl").open("ab") as file:
+            file.write(whole[:20])
+            file.flush()
+            follower.poll()
+            file.write(whole[20:])
+    assert len(lines) == 2
+
+
+def test_a_journal_that_does_not_exist_yet_is_waited_for(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Follower(tmp_path, lines.append, bars=False) as follower:
+        follower.poll()
+        Journal(tmp_path).report("s", "a", 4, 4)
+    assert len(lines) == 1

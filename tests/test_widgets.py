@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import journal, manifest, report, stages, store, widgets
+from nbsupport import journal, manifest, stages, store, widgets
+from nbsupport.runner import report
 from nbsupport.stages import FILTERS, Stored
 from nbsupport.store import Run
 from nbsupport.widgets import still

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nbsupport.job import Job
+from nbsupport.runner import Job
 from nbsupport.store import STAGES, Run
 
 PARAMETERS = 'dataset = "digits"\npreset = "standard"\nrun_dir = "../runs/digits-standard"\noverrides = {}'

@@ -7,7 +7,7 @@ import time
 
 from nbsupport.bench.counting import Tick
 from nbsupport.journal import Progress
-from nbsupport.progress import Echo, describe, duration
+from nbsupport.runner.progress import Echo, describe, duration
 
 
 class Narrator:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbsupport import report
+from nbsupport.runner import report
 
 _SHORT = {
     "forwards_per_image": "forwards",

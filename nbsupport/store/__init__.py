@@ -3,7 +3,7 @@
 from nbsupport.files import DamagedArtifact
 from nbsupport.store.lock import RunInUse, holder
 from nbsupport.store.manifest import ParametersDiffer
-from nbsupport.store.run import MODELS, MissingInput, Run, existing_run, open_run
+from nbsupport.store.run import MODELS, MissingInput, Run, existing_run, open_run, require_fresh
 from nbsupport.store.stages import NAMES as STAGES
 from nbsupport.store.stages import StageState
 
@@ -19,4 +19,5 @@ __all__ = [
     "existing_run",
     "holder",
     "open_run",
+    "require_fresh",
 ]

@@ -87,8 +87,9 @@ class Journal:
     ) -> None:
         """Append that `done` of `total` units of `what` are finished.
 
-        `event` is "started" or "resumed" (the rate counts from here), "progress", "reused" (found complete) or
-        "damaged" (a stored part is computed again; `extra` names it). Values in `extra` are numbers or text.
+        `event` is "started" or "resumed" (the rate counts from here), "progress", "reused" (found complete),
+        "damaged" or "outdated" (what is stored is computed again; `extra` says why). Values in `extra` are numbers or
+        text.
         Raises OSError where the disk is full.
         """
         self.append(stage=stage, what=what, done=done, total=total, unit=unit, event=event, **extra)

@@ -7,7 +7,8 @@ from typing import Any
 
 import ipywidgets
 
-from nbsupport import journal, report, store
+from nbsupport import journal, store
+from nbsupport.runner import report
 from nbsupport.store import Run
 from nbsupport.widgets.message import ERRORS, preformatted, refusal, status
 from nbsupport.widgets.still import Still, StillBox, headless

@@ -13,8 +13,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from nbsupport import checks, manifest, notebooks, presets, store
-from nbsupport.store import STAGES, Run
+from nbsupport import checks, presets, store
+from nbsupport.runner import notebooks
+from nbsupport.store import STAGES, Run, manifest
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,7 @@ class Job:
 
     def open(self) -> Run:
         """Return the run, creating its folder."""
-        return store.open_run(
-            self.run_dir,
-            dataset=self.settings.dataset,
-            preset=self.settings.preset,
-            overrides=manifest.overrides(self.settings),
-        )
+        return store.open_run(**self.parameters())
 
 
 def default_run_dir(settings: presets.Settings, *, named: bool) -> Path:
@@ -82,7 +78,8 @@ def plan(
     ------
     ValueError
         For an unknown name or a value of the wrong type, a data set that does not exist, a run folder with other
-        parameters (`ParametersDiffer`), or a notebook that does not take the parameters.
+        parameters (`ParametersDiffer`) or with results whose run.json is gone, or a notebook that does not take the
+        parameters.
     FileNotFoundError
         If a notebook is absent.
     """
@@ -97,6 +94,7 @@ def plan(
     notebooks.require(job.notebooks, job.stages, job.parameters())
     if (target / manifest.NAME).exists():
         manifest.require_same(target, manifest.read(target)["parameters"], settings)
+    store.require_fresh(target)
     return job
 
 
@@ -128,9 +126,9 @@ def describe(job: Job) -> str:
     for name, value in dataclasses.asdict(job.settings).items():
         lines.append(f"  {name:<22}{value}" + ("    (-p)" if name in changed else ""))
     lines.append("stages")
-    exists = (job.run_dir / manifest.NAME).exists()
+    run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
     for stage in job.stages:
-        state = store.existing_run(job.run_dir).state(stage) if exists else store.StageState("missing")
+        state = run.state(stage) if run else store.StageState("missing")
         lines.append(f"  {stage:<26}{intent(state)}")
     return "\n".join(lines)
 
@@ -142,5 +140,5 @@ def intent(state: store.StageState) -> str:
     if state.name == "damaged":
         return f"runs again: damaged or missing {', '.join(state.faults)}"
     if state.name == "outdated":
-        return "runs again: an earlier stage has stored something else since"
+        return f"runs again: {'; '.join(state.faults)}"
     return "runs"

@@ -1,21 +1,30 @@
-"""A grid of runs: every combination of data sets, presets and parameters, each in its own run folder."""
+"""A grid of runs: every combination of data sets, presets and parameters, each in its own run folder.
+
+They run here, one after another, or on a dask scheduler: six tasks a run, one after another, on a file system that
+all workers see.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nbsupport import checks, cluster, files, lock, manifest, runner
-from nbsupport.job import Job, plan
-from nbsupport.progress import Echo
+from nbsupport import checks, files, runner
+from nbsupport.runner.job import Job, plan
+from nbsupport.runner.progress import Echo
+from nbsupport.store import lock, manifest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class NoCluster(RuntimeError):  # noqa: N818  (read aloud where it is caught)
+    """The scheduler cannot be used: dask is not installed, or nobody answers at the address."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,8 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     """Return the points of the grid in the YAML file `path`, all of them checked.
 
     The file holds a mapping with `dataset`, `preset` and `parameters`, all optional: a value or a list of values,
-    and for `parameters` a mapping from names to such. `folder` is that of the notebooks, as in `job.plan`.
-    Raises ValueError for a file that is not such a mapping, and whatever `job.plan` raises.
+    and for `parameters` a mapping from names to such. `folder` is that of the notebooks, as in `runner.plan`.
+    Raises ValueError for a file that is not such a mapping, and whatever `runner.plan` raises.
     """
     try:
         grid = yaml.safe_load(path.read_text())
@@ -45,20 +54,16 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     named = grid.get("parameters") or {}
     if not isinstance(named, dict):
         raise ValueError(f"expected a mapping from names to lists under parameters, got {type(named).__name__}")
-    axes = {
-        "dataset": _values("dataset", grid.get("dataset", "digits")),
-        "preset": _values("preset", grid.get("preset", "standard")),
-        **{str(name): _values(str(name), values) for name, values in named.items()},
-    }
+    axes = {"dataset": grid.get("dataset", "digits"), "preset": grid.get("preset", "standard")}
+    axes |= {str(name): values for name, values in named.items()}
     points = []
-    for combination in itertools.product(*axes.values()):
+    for combination in itertools.product(*(_values(name, values) for name, values in axes.items())):
         values = dict(zip(axes, combination, strict=True))
-        overrides = {name: value for name, value in values.items() if name in named}
+        overrides = {str(name): values[str(name)] for name in named}
         job = plan(str(values["dataset"]), str(values["preset"]), overrides, folder=folder)
         points.append(Point(job, {name: getattr(job.settings, name) for name in axes}))
-    folders = [point.job.run_dir for point in points]
-    twice = [str(folder) for folder in dict.fromkeys(folders) if folders.count(folder) > 1]
-    if twice:
+    folders = [str(point.job.run_dir) for point in points]
+    if twice := [each for each in dict.fromkeys(folders) if folders.count(each) > 1]:
         raise ValueError(f"expected every combination of {path} once, got the same run twice: {', '.join(twice)}")
     return points
 
@@ -79,7 +84,7 @@ def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> l
     executors: dict[int, runner.Executor] = {}
     for number, point in enumerate(points if client is not None else ()):
         try:
-            executors[number] = cluster.wait_for(cluster.submit(client, point.job))
+            executors[number] = submit(client, point.job)
         except lock.RunInUse as failure:
             errors[number] = str(failure)
     for number, point in enumerate(points):
@@ -92,7 +97,7 @@ def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> l
                 errors[number] = str(failure)
         if number in errors:
             echo(errors[number])
-    return [Point(point.job, point.values, errors.get(number)) for number, point in enumerate(points)]
+    return [replace(point, error=errors.get(number)) for number, point in enumerate(points)]
 
 
 def combine(points: Sequence[Point], target: Path) -> list[Path]:
@@ -105,24 +110,53 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
 
     tables: dict[str, list[pd.DataFrame]] = {}
     for point in points:
-        if point.error is None:
-            for path in _tables(point.job):
-                tables.setdefault(path.stem, []).append(_with_values(pd.read_csv(path), point.values))
+        recorded = {} if point.error else manifest.read(point.job.run_dir)["stages"]
+        for rel in (rel for stage in point.job.stages if stage in recorded for rel in recorded[stage]["outputs"]):
+            if rel.endswith(".csv"):
+                frame = pd.read_csv(point.job.run_dir / rel)
+                named = {f"parameter_{n}" if n in frame else n: value for n, value in point.values.items()}
+                tables.setdefault(Path(rel).stem, []).append(frame.assign(**named)[[*named, *frame.columns]])
     listed = [{**point.values, "run_dir": str(point.job.run_dir), "error": point.error} for point in points]
     tables["runs"] = [pd.DataFrame(listed)]
-    written = []
     for name, frames in tables.items():
         files.write_text(target / f"{name}.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
-        written.append(target / f"{name}.csv")
-    return written
+    return [target / f"{name}.csv" for name in tables]
 
 
-def _tables(job: Job) -> list[Path]:
-    recorded = manifest.read(job.run_dir)["stages"]
-    outputs = [rel for stage in job.stages if stage in recorded for rel in recorded[stage]["outputs"]]
-    return [job.run_dir / rel for rel in outputs if rel.endswith(".csv")]
+# On a dask scheduler
 
 
-def _with_values(frame: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
-    named = {f"parameter_{name}" if name in frame else name: value for name, value in values.items()}
-    return frame.assign(**named)[[*named, *frame.columns]]
+def connect(address: str) -> Any:
+    """Return a dask client of the scheduler at `address`, such as tcp://head:8786; raises NoCluster."""
+    try:
+        import distributed
+    except ImportError:
+        raise NoCluster('--scheduler needs dask: pip install "nbsupport[cluster]"') from None
+    make_client: Any = distributed.Client
+    try:
+        return make_client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise NoCluster(f"no dask scheduler answers at {address}: {error}") from None
+
+
+def submit(client: Any, job: Job) -> runner.Executor:
+    """Submit the stages of `job`, each depending on the one before; return what waits for one, for `runner.run`.
+
+    Raises lock.RunInUse where a process runs in the folder already.
+    """
+    job.open()
+    if user := lock.holder(job.run_dir):
+        raise lock.RunInUse(f"{job.run_dir} is in use by {user}; wait for it, or stop it")
+    futures: dict[str, Any] = {}
+    previous = None
+    for stage in job.stages:
+        previous = futures[stage] = client.submit(_stage, job, stage, previous, pure=False, retries=0)
+    return lambda job, stage: futures[stage].result()
+
+
+def _stage(job: Job, stage: str, previous: None) -> None:
+    """Run `stage` on a worker unless it is complete; the argument `previous` only puts the stages in order."""
+    opened = job.open()
+    with opened.lock():
+        if opened.state(stage).name != "complete":
+            runner.execute_stage(job, stage)

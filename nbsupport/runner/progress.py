@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from nbsupport import journal
+from nbsupport.store import journal
 
 Echo = Callable[[str], None]
 
@@ -66,7 +65,6 @@ class Follower:
         self._bars = _has_room() if bars is None else bars
         self._tracker = journal.Tracker()
         self._bar: tqdm[Any] | None = None
-        self._key: tuple[str, str] | None = None
         self._last_line = time.monotonic()
         self._rest = b""
         self._stop = threading.Event()
@@ -77,9 +75,7 @@ class Follower:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         self.poll()
@@ -108,6 +104,8 @@ class Follower:
     def _show(self, progress: journal.Progress, entry: dict[str, Any]) -> None:
         if entry["event"] == "damaged":
             self._line(f"  damaged, computed again: {entry.get('path')} ({entry.get('why')})")
+        elif entry["event"] == "outdated":
+            self._line(f"  out of date, computed again: {progress.what} ({entry.get('why')})")
         elif entry["event"] == "reused":
             self._line(f"  {progress.what:<28} {progress.total} {progress.unit}, reused")
         elif self._bars:
@@ -116,18 +114,11 @@ class Follower:
             self._line(f"  {describe(progress)}")
 
     def _draw(self, progress: journal.Progress) -> None:
-        key = progress.stage, progress.what
-        if self._bar is None or key != self._key:
+        title = f"  {progress.what}"
+        if self._bar is None or self._bar.desc != title:
             self._close()
-            self._key = key
-            self._bar = tqdm(
-                total=progress.total,
-                initial=progress.done,
-                desc=f"  {progress.what}",
-                unit=f" {progress.unit}",
-                file=sys.stderr,
-                dynamic_ncols=True,
-            )
+            unit = f" {progress.unit}"
+            self._bar = tqdm(desc=title, total=progress.total, initial=progress.done, unit=unit, dynamic_ncols=True)
         self._bar.n = progress.done
         self._bar.set_postfix_str(", ".join(extras(progress)), refresh=True)
         if progress.complete:
@@ -141,4 +132,4 @@ class Follower:
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._bar = self._key = None
+        self._bar = None

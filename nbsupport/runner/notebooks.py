@@ -1,0 +1,150 @@
+"""The notebooks of a run: what each asks and takes, and how one is executed in a fresh kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nbsupport import checks
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+class StageFailed(RuntimeError):  # noqa: N818  (read aloud where it is caught)
+    """A stage ended without its outputs: a cell raised, the kernel died, or nothing was recorded.
+
+    `error` is one line, `traceback` the last lines that the kernel gave, `copy` the executed notebook.
+    """
+
+    def __init__(self, stage: str, error: str, traceback: str, copy: str) -> None:
+        super().__init__(stage, error, traceback, copy)
+        self.stage, self.error, self.traceback, self.copy = stage, error, traceback, copy
+
+    def __str__(self) -> str:
+        last = [line for line in self.traceback.splitlines() if line.strip()][-12:]
+        quoted = "".join(f"    {line}\n" for line in last)
+        return f"stage {self.stage} failed: {self.error}\n{quoted}executed notebook: {self.copy}"
+
+
+def require(folder: Path, stages: Sequence[str], parameters: Mapping[str, Any]) -> None:
+    """Raise unless `folder` has the notebook of every stage, and each takes all of `parameters`.
+
+    Raises FileNotFoundError where a notebook is absent and ValueError where one has no cell tagged `parameters`
+    or does not define one of the names there.
+    """
+    absent = [stage for stage in stages if not (folder / f"{stage}.ipynb").is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"no notebooks {', '.join(absent)} in {folder}: they belong to the source tree and are not installed with "
+            "the package; run from a checkout, or install it with `pip install --editable`"
+        )
+    import papermill
+
+    for stage in stages:
+        defined = papermill.inspect_notebook(str(folder / f"{stage}.ipynb"))
+        if not defined:
+            raise ValueError(f"the notebook {stage} has no cell tagged `parameters`")
+        for name in parameters:
+            checks.choice(name, defined, name=f"a parameter of the notebook {stage}")
+
+
+def question(notebook: Path) -> str:
+    """Return the first sentence of `notebook` that ends with a question mark, else its title."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    for paragraph in "\n\n".join(prose).split("\n\n"):
+        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
+            if sentence.endswith("?"):
+                return sentence.lstrip("#>*_ ")
+    title = next((text.strip().splitlines()[0] for text in prose if text.strip()), notebook.stem)
+    return title.lstrip("# ")
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: Path) -> None:
+    """Run the notebook `source` with `parameters` in the folder `cwd` and store the executed copy in `target`.
+
+    While it runs, the copy so far lies beside `target` as `.NAME.running.ipynb` and the kernel's own output as
+    `.NAME.log`; `target` appears when it ends, also when a cell failed. Raises StageFailed.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    running = target.with_name(f".{target.stem}.running.ipynb")
+    log_path = target.with_name(f".{target.stem}.log")
+    try:
+        with log_path.open("wb") as log, _quiet():
+            papermill.execute_notebook(
+                str(source),
+                str(running),
+                parameters=dict(parameters),
+                progress_bar=False,
+                autosave_cell_every=2,
+                start_timeout=120,
+                kernel_manager_class=_kernel_manager(log, cwd),
+            )
+    except papermill.PapermillExecutionError as error:
+        traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        raise StageFailed(source.stem, f"{error.ename}: {error.evalue}", traceback, str(target)) from None
+    except (DeadKernelError, RuntimeError) as error:
+        why = f"the kernel died, out of memory perhaps ({type(error).__name__}: {error})"
+        raise StageFailed(source.stem, why, log_path.read_text(errors="replace"), str(target)) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            running.unlink(missing_ok=True)
+        raise
+    finally:
+        log_path.unlink(missing_ok=True)
+        if running.exists():
+            running.replace(target)
+
+
+def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
+    """Return a class of kernels of this interpreter, whichever kernels are installed under its name.
+
+    They start in `cwd`, find this package also where it is not installed, and write to `log` what would otherwise
+    disturb the terminal. They end within a second of this process, however that ends (ipykernel looks for its
+    parent), and talk to it encrypted.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    package_root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            environment = {**os.environ, "PYTHONPATH": search_path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            self.transport_encryption = "auto"
+            await super().start_kernel(**{**options, "cwd": str(cwd), "env": environment, "stdout": log, "stderr": log})
+
+    return OwnKernel
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Jupyter's log and deprecation warnings from the user of the command line."""
+    levels = {name: logging.getLogger(name).level for name in ("papermill", "traitlets", "nbclient", "asyncio")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
