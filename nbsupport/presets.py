@@ -264,10 +264,11 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
     values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset]}
     values |= {**(_OWN_DATA if own_data else {}), **(overrides or {})}
-    fields = {field.name: hint for field, hint in _fields()}
+    types_of = typing.get_type_hints(Settings)
+    known = [name for name in types_of if name not in ("dataset", "preset")]
     for name, value in values.items():
-        checks.choice(name, fields, name="parameter")
-        values[name] = _typed(name, value, fields[name])
+        checks.choice(name, known, name="parameter")
+        values[name] = _typed(name, value, types_of[name])
     for name in ("train_data", "test_data"):
         values[name] = _absolute_source(values[name])
     if values.get("root") is not None:
@@ -297,13 +298,6 @@ def require(settings: Settings) -> None:
         elif isinstance(value, float):
             checks.number(value, name=name, open_low=name not in _FROM_ZERO, high=_HIGHEST.get(name, math.inf))
     settings.magnitudes  # noqa: B018  (raises where there are none)
-
-
-def _fields() -> list[tuple[dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(Settings)
-    return [
-        (field, hints[field.name]) for field in dataclasses.fields(Settings) if field.name not in ("dataset", "preset")
-    ]
 
 
 def _absolute_source(source: str) -> str:

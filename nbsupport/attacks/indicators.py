@@ -141,26 +141,27 @@ def _budgets(attack: Attack, eps: float | None, by_eps: Mapping[float, Attack]) 
     return dict(sorted(budgets.items()))
 
 
+def _beyond(share: float, name: str, count: int, n: int, message: str) -> Indicator | None:
+    """Return the sign `name` where more than `share` of `n` show it."""
+    return Indicator(name, count / n, n, message) if count > share * n else None
+
+
 def _falling(attack: Attack) -> Indicator | None:
     n, count = int(attack.correct.sum()), int((attack.falling & attack.correct).sum())
-    if count <= _UNFINISHED * n:
-        return None
     message = f"the search was still gaining on {count} of {n} attacked images when it ended; raise steps"
-    return Indicator("still falling", count / n, n, message)
+    return _beyond(_UNFINISHED, "still falling", count, n, message)
 
 
 def _at_bound(attack: Attack) -> Indicator | None:
     bound = attack.at_bound & attack.correct
     n, count = int(attack.correct.sum()), int(bound.sum())
-    if count <= _UNFINISHED * n:
-        return None
     low = int((bound & attack.success).sum())
     seen = [f"on {low} successes no constant was too small, lower initial_const"] * (low > 0)
     seen += [f"on {count - low} failures none was large enough, raise initial_const"] * (low < count)
     message = (
         f"the constant saw one side only on {count} of {n} attacked images; {'; '.join(seen)}; or raise search_steps"
     )
-    return Indicator("constant at its bound", count / n, n, message)
+    return _beyond(_UNFINISHED, "constant at its bound", count, n, message)
 
 
 def _fewer(budgets: Mapping[float, Attack]) -> Indicator | None:
@@ -194,8 +195,6 @@ def _random(goal: Objective, attack: Attack, eps: float | None, generator: torch
         tried, size = attack.correct & ~attack.success, torch.full_like(attack.rms, eps)
     n = int(tried.sum())
     count = int(_beaten(goal, attack, tried.nonzero().squeeze(1), drawn.to(x.device), size).sum())
-    if count <= _RANDOM * n:
-        return None
     if eps is None:
         seen = f"on {count} of {n} successes a random direction of the same RMS reaches as far"
     else:
@@ -204,7 +203,7 @@ def _random(goal: Objective, attack: Attack, eps: float | None, generator: torch
         f"{seen}; raise steps or restarts, then suspect masked gradients and try examples of another model or a search "
         "without gradients"
     )
-    return Indicator("random beats gradient", count / n, n, message)
+    return _beyond(_RANDOM, "random beats gradient", count, n, message)
 
 
 def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, size: Tensor) -> Tensor:
@@ -250,17 +249,15 @@ def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
         x, x_adv, label = problem.x[part], attack.x_adv[part], problem.label[part]
         unit = torch.ones_like(attack.rms[part])
         looks = [goal.worst(each, label, torch.ones_like, count=1, temperature=unit) for each in (x, x_adv)]
-        pulls = [-look.gradient for look in looks]
-        upwards, downwards = (pulls[0] > 0) & (pulls[1] > 0), (pulls[0] < 0) & (pulls[1] < 0)
+        at_x, at_end = (-look.gradient for look in looks)
+        upwards, downwards = (at_x > 0) & (at_end > 0), (at_x < 0) & (at_end < 0)
         inwards = ((x == 0) & upwards) | ((x == 1) & downwards)
         change = (x_adv - x).abs()
         mean = change.flatten(1).sum(1) / (change > 0).flatten(1).sum(1)
         pixels += int(inwards.sum())
         stuck += int((inwards & (change < _MOVED * per_image(mean))).sum())
-    if stuck <= _STUCK * pixels:
-        return None
     message = (
         f"{stuck} of {pixels} pixels at 0 or 1 stayed although the gradient pulls them inwards; raise steps or lr, and "
         "in a tanh space start a little inside the ends"
     )
-    return Indicator("stuck pixels", stuck / pixels, pixels, message)
+    return _beyond(_STUCK, "stuck pixels", stuck, pixels, message)
