@@ -148,4 +148,3 @@ def _gain(images: pd.DataFrame) -> Rate:
 def _row(claim: int, model: str, examples: str, statement: str, statistic: Rate, threshold: float) -> dict[str, Any]:
     values = (claim, model, examples, statement, statistic.value, threshold, statistic.low, statistic.high, statistic.n)
     return dict(zip(COLUMNS, (*values, verdict(statistic, threshold)), strict=True))
-

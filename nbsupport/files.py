@@ -81,7 +81,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
     from safetensors.torch import save
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata["contents"] = _contents(stored)
+    metadata["contents"] = tensors_digest(stored)
     metadata["sha256"] = _digest(json.dumps(metadata, sort_keys=True).encode())
     data = save(stored, metadata)
     with replacing(path) as file:
@@ -111,7 +111,7 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     signed = {name: text for name, text in metadata.items() if name != "sha256"}
     if expected is None:
         raise DamagedArtifact(path, "it carries no checksum")
-    if signed.get("contents") != _contents(tensors) or expected != _digest(json.dumps(signed, sort_keys=True).encode()):
+    if signed.get("contents") != tensors_digest(tensors) or expected != _digest(json.dumps(signed, sort_keys=True).encode()):
         raise DamagedArtifact(path, "its checksum differs")
     return tensors, metadata
 
@@ -159,13 +159,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _contents(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of `tensors`, wherever they lie."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        flat = flat.as_strided(flat.shape, (1,))  # a single element may have any stride
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -157,7 +157,10 @@ def targets(s: Settings, model: nn.Module, images: ImageSet) -> dict[str, Tensor
         return {}
     if s.targeted == "random":
         generator = runtime.seeded(s.seed, "targets")
-        return {"targets": (images.y + torch.randint(1, images.num_classes, images.y.shape, generator=generator)) % images.num_classes}
+        return {
+            "targets": (images.y + torch.randint(1, images.num_classes, images.y.shape, generator=generator))
+            % images.num_classes
+        }
     rows = runtime.rows_per_batch(model, images.in_shape, runtime.device_of(model, images.x))
     with runtime.frozen(model), torch.no_grad():
         device = runtime.device_of(model, images.x)
@@ -316,7 +319,14 @@ def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSe
 
 
 def plane(
-    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, *, third: str | Tensor = "random", size: int = 81
+    s: Settings,
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    name: str,
+    *,
+    third: str | Tensor = "random",
+    size: int = 81,
 ) -> Slice:
     """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote."""
     length = float((x_adv - x).square().mean().sqrt())
@@ -373,7 +383,9 @@ def typical(profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], na
 
 def ray_medians(profile: Profile) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the median distance (N,) of each image's rays, [0, 1] units; inf where half of them meet no boundary."""
-    medians: np.ndarray[Any, np.dtype[np.float64]] = np.median(profile.distance.cpu().numpy().astype(np.float64), axis=1)
+    medians: np.ndarray[Any, np.dtype[np.float64]] = np.median(
+        profile.distance.cpu().numpy().astype(np.float64), axis=1
+    )
     return medians
 
 
@@ -433,9 +445,7 @@ def held_out(
 # One image
 
 
-def distorted(
-    x: Tensor, lengths: Sequence[float], *, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
+def distorted(x: Tensor, lengths: Sequence[float], *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Return the image `x` changed in four ways, each by the same lengths.
 
     Random noise and random signs (of which every pixel moves by the full length, as in one step of FGSM) are drawn

@@ -172,8 +172,12 @@ def datasets(train: ImageSet, test: ImageSet) -> pd.DataFrame:
         pixels = {"lowest": held.x.min(), "mean": held.x.mean(), "highest": held.x.max()}
         rows.append(
             {
-                **{"part": part, "source": held.name, "images": len(held), "shape": "x".join(map(str, held.in_shape))},
-                **{**sizes, "most_in_a_class": int(counts.max())},
+                "part": part,
+                "source": held.name,
+                "images": len(held),
+                "shape": "x".join(map(str, held.in_shape)),
+                **sizes,
+                "most_in_a_class": int(counts.max()),
                 **{f"{name}_pixel": held.pixel_max * float(value) for name, value in pixels.items()},
             }
         )
@@ -222,11 +226,18 @@ def attacks(
         passes = {f"{way}_per_image": _mean(getattr(result, way)[result.correct]) for way in ("forwards", "backwards")}
         rows.append(
             {
-                **{"model": model, "attack": name, "solver": settings.solver, "variant": settings.variant},
-                **{"eps_or_confidence": budget, "n": len(right), "n_misclassified": len(part) - len(right)},
+                "model": model,
+                "attack": name,
+                "solver": settings.solver,
+                "variant": settings.variant,
+                "eps_or_confidence": budget,
+                "n": len(right),
+                "n_misclassified": len(part) - len(right),
                 **_cells("success_rate", wilson(int(right.success.sum()), len(right))),
-                **{"mean_rms": _mean(rms), "median_rms": float(np.median(rms)) if rms.size else math.nan},
-                **{**passes, "seconds": seconds[model, name]},
+                "mean_rms": _mean(rms),
+                "median_rms": float(np.median(rms)) if rms.size else math.nan,
+                **passes,
+                "seconds": seconds[model, name],
             }
         )
     return pd.DataFrame(rows, columns=list(ATTACKS))
@@ -244,9 +255,15 @@ def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: floa
         rate = wilson(int((counted.vote == counted.y).sum()), len(counted))
         rows.append(
             {
-                **{"model": model, "examples": name, "n": rate.n, "point_accuracy": _mean(counted.point == counted.y)},
-                **{"region_accuracy": rate.value, "region_low": rate.low, "region_high": rate.high},
-                **{"radius": pixel_max * radius, "samples": samples},
+                "model": model,
+                "examples": name,
+                "n": rate.n,
+                "point_accuracy": _mean(counted.point == counted.y),
+                "region_accuracy": rate.value,
+                "region_low": rate.low,
+                "region_high": rate.high,
+                "radius": pixel_max * radius,
+                "samples": samples,
             }
         )
     return pd.DataFrame(rows, columns=list(REGION))
@@ -289,17 +306,18 @@ def boundary(images: pd.DataFrame, profiles: Mapping[Keys, Profile], *, pixel_ma
         purities = {column: _mean(measured[column]) for column in ("purity_1", "purity_2", "purity_3")}
         rows.append(
             {
-                **{"model": model, "examples": name, "n": len(profile)},
+                "model": model,
+                "examples": name,
+                "n": len(profile),
                 "median_distance": pixel_max * median if math.isfinite(median) else math.nan,
-                **{"reached_share": _mean(profile.reached), **purities},
+                "reached_share": _mean(profile.reached),
+                **purities,
             }
         )
     return pd.DataFrame(rows, columns=list(BOUNDARY))
 
 
-def detector(
-    detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[str, Profile]]
-) -> pd.DataFrame:
+def detector(detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[str, Profile]]) -> pd.DataFrame:
     """Return one row a pair of training and test examples, columns `DETECTOR`.
 
     `unseen`: for each model the profiles that no detector was trained on, by examples, `benign` and `all` among them.
@@ -313,8 +331,11 @@ def detector(
             false = {"false_positive_rate": rates.false_positive_rate, "false_negative_rate": rates.false_negative_rate}
             rows.append(
                 {
-                    **{"model": model, "trained_on": trained_on, "tested_on": tested_on},
-                    **{"n_benign": rates.false_positive_rate.n, "n_adversarial": rates.false_negative_rate.n},
+                    "model": model,
+                    "trained_on": trained_on,
+                    "tested_on": tested_on,
+                    "n_benign": rates.false_positive_rate.n,
+                    "n_adversarial": rates.false_negative_rate.n,
                     **_cells("false_positive_rate", false["false_positive_rate"]),
                     **_cells("false_negative_rate", false["false_negative_rate"]),
                     **_cells("auc", rates.auc),
@@ -351,9 +372,13 @@ def nearest(results: Mapping[Keys, Attack], *, pixel_max: float) -> pd.DataFrame
             mean = _mean(attack.rms[own])
             rows.append(
                 {
-                    **{"model": model, "attack": name, "n": int(best.correct.sum())},
-                    **{"success_rate": _mean(own[best.correct]), "nearest_share": _mean(nearer[best.correct])},
-                    **{"mean_rms": pixel_max * mean, "mean_excess": mean / _mean(best.rms[own]) - 1 if own.any() else math.nan},
+                    "model": model,
+                    "attack": name,
+                    "n": int(best.correct.sum()),
+                    "success_rate": _mean(own[best.correct]),
+                    "nearest_share": _mean(nearer[best.correct]),
+                    "mean_rms": pixel_max * mean,
+                    "mean_excess": mean / _mean(best.rms[own]) - 1 if own.any() else math.nan,
                 }
             )
     return pd.DataFrame(rows)
@@ -379,9 +404,14 @@ def evasion(
         rate = wilson(int((kept & attack.correct).sum()), n)
         frame.append(
             {
-                **{"curve": curve, "demand": demand, "n": n, "success_rate": float(attack.success.sum()) / n if n else math.nan},
-                **{"mean_rms": pixel_max * _mean(attack.rms[attack.success])},
-                **{"region_accuracy": rate.value, "region_low": rate.low, "region_high": rate.high},
+                "curve": curve,
+                "demand": demand,
+                "n": n,
+                "success_rate": float(attack.success.sum()) / n if n else math.nan,
+                "mean_rms": pixel_max * _mean(attack.rms[attack.success]),
+                "region_accuracy": rate.value,
+                "region_low": rate.low,
+                "region_high": rate.high,
             }
         )
     return pd.DataFrame(frame)

@@ -17,7 +17,7 @@ from kernels_for_keep import Weighted, sums
 from matplotlib.figure import Figure
 from tiny_notebooks import store_something
 
-from nbsupport import files, store
+from nbsupport import files, presets, store
 from nbsupport.store import DamagedArtifact, MissingInput, ParametersDiffer, Run, RunInUse, lock, manifest, stages
 
 
@@ -89,8 +89,9 @@ def test_another_data_set_or_preset_is_refused(run: Run, name: str) -> None:
 
 
 def test_the_command_line_refuses_other_parameters(run: Run) -> None:
+    wanted = presets.settings("digits", "smoke", {"n": 7, "eps": 0.5})
     with pytest.raises(ParametersDiffer) as caught:
-        manifest.require_same(run.dir, manifest.read(run.dir)["parameters"], store.presets.settings("digits", "smoke", {"n": 7, "eps": 0.5}))
+        manifest.require_same(run.dir, manifest.read(run.dir)["parameters"], wanted)
     assert caught.value.differences == [f"n: {run.settings.n} -> 7", "eps: 0.15 -> 0.5"]
     assert "\n  eps: 0.15 -> 0.5" in str(caught.value)
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbsupport.files import tensors_digest
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGE = "nbsupport"
@@ -171,24 +173,12 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
     raise ValueError(f"expected {name} as a number, text, tensor, module or function, got {type(value).__name__}")
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the names, types, shapes and values of `tensors`, wherever they lie."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def module_digest(module: nn.Module) -> str:
     """Return the digest of a network: its class, its structure as it prints itself, its weights and buffers."""
-    from torch import Tensor
-
-    buffers = {name: buffer for name, buffer in module.named_buffers() if isinstance(buffer, Tensor)}
-    tensors = {**dict(module.named_parameters()), **buffers}
-    return f"{type(module).__module__}:{type(module).__qualname__} {_text_digest(repr(module) + tensors_digest(tensors))}"
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return (
+        f"{type(module).__module__}:{type(module).__qualname__} {_text_digest(repr(module) + tensors_digest(tensors))}"
+    )
 
 
 def _joined(texts: list[str]) -> str:

@@ -38,7 +38,12 @@ MADE_BY = {
     **dict.fromkeys(("boundary", "geometry", "audit"), "05_boundary_analysis"),
     **dict.fromkeys(("detector",), "06_detector"),
 }
-_SHARE = {"accuracy": 8, "attacks": 8, "evasion": 8, "boundary": 16}  # of a batch of the model, which is a shard; 2 for others
+_SHARE = {
+    "accuracy": 8,
+    "attacks": 8,
+    "evasion": 8,
+    "boundary": 16,
+}  # of a batch of the model, which is a shard; 2 for others
 
 
 class MissingInput(FileNotFoundError):  # noqa: N818  (the name says what is wrong)
@@ -203,7 +208,9 @@ class Run:
         def compute(start: int, stop: int) -> dict[str, Tensor]:
             part = slice(start, stop)
             options = {**{label: _cut(value, part) for label, value in (each or {}).items()}, **settings}
-            result = kernel(model, x[part], *(_cut(row, part) for row in rows), **options, **self._generator(kernel, seed))
+            result = kernel(
+                model, x[part], *(_cut(row, part) for row in rows), **options, **self._generator(kernel, seed)
+            )
             record[:] = [type(result)]
             columns = {label: row[part] for label, row in named.items() if isinstance(row, torch.Tensor)}
             return {"index": positions[part], "x": x[part], **columns, **result.tensors()}
@@ -212,7 +219,12 @@ class Run:
         return self._computed(name, kernel, inputs, seed, len(x), size, compute, lambda: digests.name_of(record[0]))
 
     def keep_result(
-        self, name: str, function: Callable[..., Any], *inputs: Any, seed: Sequence[object] | None = None, **settings: Any
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *inputs: Any,
+        seed: Sequence[object] | None = None,
+        **settings: Any,
     ) -> Any:
         """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
 
@@ -251,7 +263,10 @@ class Run:
         if rel not in self._read or self._read[rel][1].get("made_from") != json.dumps(made_from):
             self._read[rel] = shards.run(
                 *(self.path(rel), total, shard, compute, self.journal),
-                **{"stage": stage, "what": name, "made_from": made_from, "record": record},
+                stage=stage,
+                what=name,
+                made_from=made_from,
+                record=record,
             )
         self._kept[rel] = None
         return self._restored(rel)
@@ -288,7 +303,7 @@ class Run:
                 tensors, metadata = files.load_with_metadata(path)
                 if not self._say_changed(what, metadata.get("made_from", "{}"), made_from):
                     model.load_state_dict(tensors)
-                    history = pd.read_csv(io.StringIO(metadata["history"]), float_precision="round_trip")
+                    history = pd.read_csv(io.StringIO(metadata["history"]), engine="python")
                     self.report("02_training", what, len(history), len(history), "epochs", event="reused")
                     return history
             except DamagedArtifact as error:
@@ -439,7 +454,7 @@ class Run:
             raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
         self._say_outdated(made_by)
         try:
-            frame = pd.read_csv(path, float_precision="round_trip")
+            frame = pd.read_csv(path, engine="python")  # whose floats are exact
         except ValueError as error:
             raise DamagedArtifact(path, f"unreadable: {error}") from None
         self._made_from["files"][f"tables/{name}.csv"] = files.file_digest(path)
