@@ -17,7 +17,7 @@ from nbsupport.stages.other_regions import other_regions_table
 from nbsupport.stages.region import Votes, load_votes, region_table, vote_examples
 from nbsupport.stages.slices import THIRDS, ViewSlice, slice_through, slice_with_views
 from nbsupport.stages.stability import stability_table
-from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored, Version
+from nbsupport.stages.stored import FILTERS, THRESHOLD, Single, Stored
 from nbsupport.stages.training import kept_epochs, train_models
 from nbsupport.stages.training_accuracy import accuracy_table
 from nbsupport.stages.typical import Instances, instances
@@ -35,7 +35,6 @@ __all__ = [
     "Single",
     "Stored",
     "Trial",
-    "Version",
     "ViewSlice",
     "Votes",
     "accuracy_table",

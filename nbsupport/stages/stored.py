@@ -12,6 +12,7 @@ from torch import Tensor
 from nbsupport import checks
 from nbsupport.boundary import Profile, purity
 from nbsupport.detector import Detector
+from nbsupport.plots import Version
 from nbsupport.stages.attacks import Examples, load_examples
 from nbsupport.stages.boundary import load_profiles
 from nbsupport.stages.detector import load_detectors, training_part
@@ -31,40 +32,6 @@ FILTERS = {
     "missed": "missed by the detector",
     "largest": "succeeded, largest distortion first",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Version:
-    """One version of an image, with what was stored of it; None is not stored.
-
-    Attributes
-    ----------
-    image : Tensor (C, H, W)
-        In [0, 1].
-    label : int or None
-        The model's class.
-    counts : Tensor (L,) int64 or None
-        Votes of each class.
-    vote : int or None
-        The class that won the vote.
-    share : (float, float) or None
-        Clopper-Pearson interval of the winner's share of the votes.
-    profile : Profile or None
-        The rays of this one image.
-    purity : Tensor (3,) or None
-        Of the rays.
-    score : float or None
-        The detector's, a probability of being adversarial.
-    """
-
-    image: Tensor
-    label: int | None
-    counts: Tensor | None
-    vote: int | None
-    share: tuple[float, float] | None
-    profile: Profile | None
-    purity: Tensor | None
-    score: float | None
 
 
 @dataclass(frozen=True, eq=False)
