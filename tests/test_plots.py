@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -21,6 +20,7 @@ from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
 from nbsupport import intervals, plots
+from nbsupport.boundary import Profile, Slice
 from nbsupport.plots import schematic, style
 from nbsupport.plots.style import PALETTE
 
@@ -40,7 +40,7 @@ DISTANCES = {
 }
 PURITY = torch.from_numpy(np.sort(RNG.uniform(0.3, 1.0, (12, 3)), axis=1))
 ADJACENT = torch.where(DISTANCE[:1].isfinite(), torch.arange(20)[None] % 3 + 4, -1)
-INSTANCE = SimpleNamespace(center=torch.tensor([3]), distance=DISTANCE[:1], adjacent=ADJACENT)
+INSTANCE = Profile(torch.tensor([3]), DISTANCE[:1], ADJACENT, DISTANCE[:1].isfinite())
 HISTORY = pd.DataFrame(
     {
         "epoch": [1, 2, 3, 4],
@@ -110,36 +110,44 @@ def instance(**changes: Any) -> Figure:
 
 
 def a_slice(**changes: Any) -> Figure:
-    known = {"labels": REGIONS, "offsets_a": OFFSETS, "offsets_b": OFFSETS, "radius": 0.15, "classes": CLASSES}
-    known |= {"direction_a": PIXELS[0], "direction_b": PIXELS[1], "points": {"FGSM": (0.1, 0.2)}}
-    return plots.slice_with_hypercube(**{**known, **changes})
+    plane: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "u": PIXELS[0], "v": PIXELS[1]}
+    plane |= {"points": {"FGSM": (0.1, 0.2)}}
+    plane |= {name: changes.pop(name) for name in plane.keys() & changes.keys()}
+    return plots.slice_figure(Slice(**plane), **{"radius": 0.15, "classes": CLASSES, **changes})
 
 
-def version(image: torch.Tensor, **changes: Any) -> SimpleNamespace:
+def version(image: torch.Tensor, **changes: Any) -> plots.Version:
     counts = torch.tensor([0, 0, 12, 80, 0, 0, 0, 0, 0, 8])
     known = {"label": 3, "counts": counts, "share": (0.7, 0.87), "profile": INSTANCE, "purity": PURITY[0], "score": 0.3}
-    return SimpleNamespace(image=image, **{**known, **changes})
+    return plots.Version(image, **{**known, **changes})
 
 
 NOTHING = dict.fromkeys(("label", "counts", "share", "profile", "purity", "score"))
 
 
-def panels(original: SimpleNamespace, adversarial: SimpleNamespace, **changes: Any) -> Figure:
+def panels(original: plots.Version, adversarial: plots.Version, **changes: Any) -> Figure:
     known = {"name": "OPTMARGIN-authors", "title": "Test image 7", "classes": CLASSES, "radius": 0.15, "last": 0.6}
     return plots.instance_panels(original, adversarial, **{**known, **changes})
 
 
 def views(**changes: Any) -> Figure:
-    known: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "directions": (PLANE[0], PLANE[1])}
-    known |= {"points": {"benign": (0, 0), "OPTMARGIN-authors": (0.3, 0)}, "radius": 0.15, "classes": CLASSES}
-    known |= {"views": [(0.31, 0.0), (0.29, 0.01), (0.3, 0.2)], "view_labels": [1, 1, 4]}
-    return plots.slice_with_views(**{**known, **changes})
+    known: dict[str, Any] = {"u": PLANE[0], "v": PLANE[1], "points": {"benign": (0, 0), "OPTMARGIN-authors": (0.3, 0)}}
+    known |= {"around": ["OPTMARGIN-authors"], "views": [(0.31, 0.0), (0.29, 0.01), (0.3, 0.2)]}
+    return a_slice(**{**known, "view_labels": [1, 1, 4], **changes})
 
 
-def live(**changes: Any) -> Figure:
-    known = {"image": GREY[0], "logits": np.eye(10)[3] * 9, "title": "share 0.5, RMS 0.0217", "classes": CLASSES}
-    known |= {"radius": 0.15, "last": 0.6, "counts": np.eye(10)[3] * 40, "share": (0.9, 1.0), "profile": INSTANCE}
-    return plots.live_panels(**{**known, **changes})
+def live(counts: Any = np.eye(10)[3] * 40, profile: Any = INSTANCE, **changes: Any) -> Figure:
+    known = {"logits": np.eye(10)[3] * 9, "title": "share 0.5, RMS 0.0217", "classes": CLASSES, "radius": 0.15}
+    image = changes.pop("image", GREY[0])
+    version = plots.Version(image, counts=counts, share=(0.9, 1.0), profile=profile)
+    return plots.live_panels(version, **{**known, "last": 0.6, **changes})
+
+
+def accuracy(**changes: Any) -> Figure:
+    rates = {"normal": [intervals.wilson(n, 40) for n in (40, 20, 0)]}
+    rates["pgd"] = [intervals.wilson(n, m) for n, m in ((39, 40), (0, 0), (20, 38))]
+    known = {"x": [0.0, 0.1, 0.2], "rates": rates, "xlabel": "eps of PGD", "title": "Accuracy", "marks": {"eps": 0.15}}
+    return plots.accuracy_curve(**{**known, **changes})
 
 
 BAND = np.quantile(np.sort(DISTANCE.numpy(), 1), [0.1, 0.5, 0.9], axis=0, method="higher")
@@ -156,10 +164,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "attack_grid": attack_grid,
     "attack_grid_rgb": lambda: attack_grid(x=RGB[:2], adversarial={"FGSM": RGB[2:4]}),
+    "attack_grid_bare": lambda: plots.attack_grid(GREY[:1], {"OPTMARGIN": X_ADV["OPTMARGIN"][:1]}, classes=CLASSES),
     "variants": variants,
+    "accuracy_curve": accuracy,
     "distortion": lambda: plots.distortion_distribution({"normal": {"FGSM": [0.1, 0.3, 0.2]}, "pgd": {"PGD": []}}),
-    "slice": lambda: a_slice(around=["FGSM"]),
-    "slice_plane": lambda: a_slice(direction_a=PLANE[0], direction_b=2 * PLANE[1], points=None, pixel_max=255),
+    "slice": a_slice,
+    "slice_plane": lambda: a_slice(u=PLANE[0], v=2 * PLANE[1], points={}, pixel_max=255),
     "region_accuracy": lambda: plots.region_accuracy(region_table()),
     "distance_curves": lambda: plots.distance_curves(DISTANCES, last=0.6, bootstrap=20, pixel_max=255),
     "distance_curves_one": lambda: plots.distance_curves({"normal": DISTANCES["normal"]}, last=0.6),
@@ -175,7 +185,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "panels_band": lambda: panels(version(GREY[0]), version(X_ADV["FGSM"][0], score=0.97), band=BAND, pixel_max=255),
     "views": views,
     "views_many_classes": lambda: views(labels=np.arange(41 * 41).reshape(41, 41) // 169, pixel_max=255),
-    "views_one_point": lambda: views(points={"benign": (0, 0)}, second="a view of OPTMARGIN"),
+    "views_one_point": lambda: views(points={"benign": (0, 0)}, around=None, axes=("change", "a view of OPTMARGIN")),
     "live": lambda: live(pixel_max=255),
     "live_begins": lambda: live(image=RGB[0], counts=None, profile=None),
     "panels_no_change": lambda: panels(version(GREY[0], score=None), version(GREY[0], **NOTHING)),
@@ -349,7 +359,7 @@ def test_outline_is_a_square_for_two_pixels_and_exact_in_any_plane() -> None:
 
 
 def test_slice_shows_regions_outline_and_points_in_the_units_of_the_set() -> None:
-    fig = a_slice(pixel_max=255)
+    fig = a_slice(pixel_max=255, around=[])
     ax = fig.axes[0]
     np.testing.assert_array_equal(ax.images[0].get_array(), REGIONS)
     assert ax.images[0].get_extent() == pytest.approx([-255 * 0.5125, 255 * 0.5125] * 2)

@@ -4,26 +4,26 @@ Lengths come in [0, 1] units; `pixel_max` gives the unit in which they are drawn
 ends a cell, is saved by `fig.savefig(path)`, and need not be closed.
 """
 
-from nbsupport.plots.blank import nothing_to_show
-from nbsupport.plots.boundary import distance_curves, purity_curves
-from nbsupport.plots.claims import claims_overview
-from nbsupport.plots.curves import detector_training, training_curves
-from nbsupport.plots.detector import error_rates, roc
-from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values
-from nbsupport.plots.evasion import evasion_cost
-from nbsupport.plots.explorer import instance_panels
-from nbsupport.plots.geometry import triple_cells
+from nbsupport.plots.curves import (
+    accuracy_curve,
+    detector_training,
+    distance_curves,
+    purity_curves,
+    roc,
+    training_curves,
+)
+from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values, triple_cells
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
-from nbsupport.plots.instance import instance_boundary
-from nbsupport.plots.live import live_panels
-from nbsupport.plots.region import region_accuracy
+from nbsupport.plots.instance import Version, instance_boundary, instance_panels, live_panels
+from nbsupport.plots.results import claims_overview, error_rates, evasion_cost, region_accuracy
 from nbsupport.plots.schematic import decision_regions, detector_architecture
-from nbsupport.plots.slices import hypercube_outline, slice_with_hypercube
-from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour
-from nbsupport.plots.views import slice_with_views
+from nbsupport.plots.slices import hypercube_outline, slice_figure
+from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour, nothing_to_show
 
 __all__ = [
     "EXAMPLES",
+    "Version",
+    "accuracy_curve",
     "attack_grid",
     "claims_overview",
     "class_colours",
@@ -47,8 +47,7 @@ __all__ = [
     "region_accuracy",
     "rms_examples",
     "roc",
-    "slice_with_hypercube",
-    "slice_with_views",
+    "slice_figure",
     "training_curves",
     "triple_cells",
     "variants_side_by_side",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,56 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Values: TypeAlias = ArrayLike | Tensor
+ByModel: TypeAlias = Mapping[str, Mapping[str, Values]]  # model -> name of the examples -> what belongs to them
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
-
-
-class ProfileLike(Protocol):
-    """What is read of a `boundary.Profile` of N images and K rays; distance inf and adjacent -1: no boundary met."""
-
-    @property
-    def center(self) -> Tensor:
-        """The class at each image, (N,)."""
-
-    @property
-    def distance(self) -> Tensor:
-        """The distance of each ray in [0, 1] units, (N, K)."""
-
-    @property
-    def adjacent(self) -> Tensor:
-        """The class beyond the boundary on each ray, (N, K)."""
-
-
-class VersionLike(Protocol):
-    """What is read of one version of an image of L classes; None is not stored."""
-
-    @property
-    def image(self) -> Values:
-        """The image (C, H, W) in [0, 1]."""
-
-    @property
-    def label(self) -> int | None:
-        """The model's class."""
-
-    @property
-    def counts(self) -> Values | None:
-        """The votes of each class, (L,)."""
-
-    @property
-    def share(self) -> tuple[float, float] | None:
-        """The interval of the winner's share of the votes."""
-
-    @property
-    def profile(self) -> ProfileLike | None:
-        """The rays of this one image."""
-
-    @property
-    def purity(self) -> Values | None:
-        """The purity of the rays, (3,)."""
-
-    @property
-    def score(self) -> float | None:
-        """The detector's score in [0, 1]."""
 
 
 def numbers(values: Values, *, name: str, shape: Sequence[int | str]) -> NDArray[Any]:
@@ -80,12 +33,14 @@ def floats(values: Values, *, name: str, shape: Sequence[int | str]) -> Floats:
     return numbers(values, name=name, shape=shape).astype(np.float64)
 
 
-def labels(values: Values, *, name: str, shape: Sequence[int | str], classes: Sequence[str], low: int = 0) -> Integers:
+def labels(
+    values: Values, *, name: str, shape: Sequence[int | str], classes: Sequence[str] | None, low: int = 0
+) -> Integers:
     """Return `values` as int64 labels of `shape`; ValueError if one is not in [low, len(classes))."""
     array = numbers(values, name=name, shape=shape)
     if array.dtype.kind not in "iu":
         raise ValueError(f"expected {name} as whole numbers, got {array.dtype}")
-    if array.size and (array.min() < low or array.max() >= len(classes)):
+    if classes is not None and array.size and (array.min() < low or array.max() >= len(classes)):
         raise ValueError(
             f"expected {name} from {low} to {len(classes) - 1}, the index of one of {len(classes)} classes, "
             f"got labels from {array.min()} to {array.max()}"

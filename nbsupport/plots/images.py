@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays
-from nbsupport.plots.arrays import Floats, Integers, Values
-from nbsupport.plots.style import EXAMPLES, WIDTH, figure, house_style, in_order, percent, unit
-from nbsupport.plots.tiles import Tile, as_picture, difference_tile, mosaic, tile_figure
+from nbsupport.plots.arrays import Floats, Values
+from nbsupport.plots.style import BLACK, WIDTH, Picture, broken, figure, house_style, in_order, percent, unit
+
+_LINE = 0.165  # inches, one line of text at _FONT points
+_FONT = 9
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture (H, W) or (H, W, 3) with a caption above it; a `difference` has its zero in the middle."""
+
+    picture: Floats
+    caption: str = ""
+    colour: str = BLACK
+    difference: bool = False
+
+
+def as_picture(image: Floats) -> Floats:
+    """Return an image (C, H, W) in [0, 1] as matplotlib takes it: (H, W) grey or (H, W, 3)."""
+    return np.asarray(image[0] if image.shape[0] == 1 else np.clip(np.moveaxis(image, 0, -1), 0, 1))
+
+
+def difference_tile(x: Floats, x_adv: Floats, magnify: float) -> Tile:
+    """Return `magnify * (x_adv - x)`, clipped to [-1, 1], as a picture with no change in the middle of the scale."""
+    return Tile(as_picture(0.5 + 0.5 * np.clip(magnify * (x_adv - x), -1, 1)), difference=True)
 
 
 def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class: int = 16) -> Figure:
@@ -38,16 +63,20 @@ def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class
     y = arrays.labels(labels, name="labels", shape=(len(x),), classes=classes)
     checks.count(per_class, name="per_class")
     chosen = [np.flatnonzero(y == label) for label in range(len(classes))]
-    rows = [[as_picture(x[index[i]]) if i < len(index) else None for i in range(per_class)] for index in chosen]
-    canvas = mosaic(rows, as_picture(x[0]).shape)
+    height, width = x.shape[2:]
+    step = height + max(1, height // 10)
+    canvas = np.ones((len(classes), step, per_class, width + step - height, *as_picture(x[0]).shape[2:]))
+    for row, index in enumerate(chosen):
+        for column, image in enumerate(x[index[:per_class]]):
+            canvas[row, :height, column, :width] = as_picture(image)
+    mosaic = canvas.reshape(len(classes) * step, -1, *canvas.shape[4:])[: height - step, : height - step]
     with house_style():
         tile = min((WIDTH - 1.4) / per_class, 0.8)
-        fig = figure(0.6 + tile * len(classes) * x.shape[2] / x.shape[3])
+        fig = figure(0.6 + tile * len(classes) * height / width)
         ax = fig.subplots()
-        ax.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        step = (canvas.shape[0] - x.shape[2]) / max(len(classes) - 1, 1)
+        ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         names = [f"{name}  (n={len(index)})" for name, index in zip(classes, chosen, strict=True)]
-        ax.set_yticks([i * step + x.shape[2] / 2 for i in range(len(classes))], names)
+        ax.set_yticks([row * step + height / 2 for row in range(len(classes))], names)
         ax.set_xticks([])
         ax.grid(False)
         ax.spines[:].set_visible(False)
@@ -82,7 +111,7 @@ def rms_examples(x: Values, versions: Mapping[str, Values], *, pixel_max: float 
         tiles = [Tile(as_picture(image), f"{value:.3g}") for image, value in zip(distorted, measured, strict=True)]
         rows.append([Tile(as_picture(original), "original"), *tiles])
     longest = max(map(len, rows))
-    return tile_figure(
+    return _tile_figure(
         [row + [None] * (longest - len(row)) for row in rows],
         row_titles=[kind.replace(" ", "\n", 1) for kind in versions],
         title=f"The same RMS looks different for each kind of distortion (above each image: RMS, {unit(pixel_max)})",
@@ -94,9 +123,9 @@ def attack_grid(
     x: Values,
     adversarial: Mapping[str, Values],
     *,
-    before: Values,
-    after: Mapping[str, Values],
-    classes: Sequence[str],
+    before: Values | None = None,
+    after: Mapping[str, Values] | None = None,
+    classes: Sequence[str] | None = None,
     pixel_max: float = 1.0,
     magnify: float | None = None,
 ) -> Figure:
@@ -109,11 +138,11 @@ def attack_grid(
     adversarial
         Name of the examples -> (N, C, H, W).
     before
-        (N,) the model's label of each original.
+        (N,) the model's label of each original; None: not written.
     after
-        Name of the examples -> (N,) the model's label of each result.
+        Name of the examples -> (N,) the model's label of each result; None: not written.
     classes
-        The L names.
+        The L names; None: a label is written as its number.
     pixel_max
         The RMS above each image is in units of [0, pixel_max].
     magnify
@@ -122,20 +151,20 @@ def attack_grid(
     Raises
     ------
     ValueError
-        For shapes that do not agree, or examples without labels.
+        For shapes that do not agree, or labels in `after` for some of the examples only.
     """
-    originals = arrays.images(x, name="x")
     arrays.not_empty(adversarial, name="adversarial")
-    first = arrays.labels(before, name="before", shape=(len(originals),), classes=classes)
+    originals = arrays.images(x, name="x")
+    first = _names(before, "before", len(originals), classes)
     results = _results(originals, adversarial, after, classes)
     rows: list[list[Tile | None]] = []
     titles = []
-    for i, (original, label) in enumerate(zip(originals, first, strict=True)):
-        row: list[Tile | None] = [Tile(as_picture(original), f"{classes[label]}\noriginal")]
+    for i, original in enumerate(originals):
+        row: list[Tile | None] = [_tile(original, first[i], "original")]
         differences: list[Tile | None] = [None]
         for x_adv, found in results.values():
             value = float(arrays.rms(x_adv[i], original)) * pixel_max
-            row.append(_result_tile(x_adv[i], classes[found[i]], f"\nRMS {value:.3g}", changed=bool(found[i] != label)))
+            row.append(_result(x_adv[i], found[i], first[i], f"RMS {value:.3g}"))
             differences.append(difference_tile(original, x_adv[i], magnify or 1.0))
         rows.append(row)
         titles.append(f"image {i + 1}")
@@ -143,12 +172,12 @@ def attack_grid(
             checks.number(magnify, name="magnify", open_low=True)
             rows.append(differences)
             titles.append(f"difference\nx {magnify:g}")
-    return tile_figure(
+    labels = "" if after is None else "the model's label (grey: unchanged)\nand "
+    return _tile_figure(
         rows,
         row_titles=titles,
         column_titles=["benign", *(name.replace("-", "-\n") for name in results)],
-        title=f"n={len(originals)}; above each image: the model's label (grey: unchanged)\n"
-        f"and the RMS ({unit(pixel_max)})",
+        title=f"n={len(originals)}; above each image: {labels}the RMS ({unit(pixel_max)})",
         margin=0.85,
     )
 
@@ -187,20 +216,17 @@ def variants_side_by_side(
     ValueError
         For shapes that do not agree, or a variant without labels.
     """
-    originals = arrays.images(x, name="x")
     arrays.not_empty(variants, name="variants")
-    first = arrays.labels(before, name="before", shape=(len(originals),), classes=classes)
     checks.count(shown, name="shown")
     checks.number(magnify, name="magnify", open_low=True)
-    results = _results(originals, variants, after, classes)
+    originals = arrays.images(x, name="x")
+    first = _names(before, "before", len(originals), classes)
     some = range(min(shown, len(originals)))
-    rows: list[list[Tile | None]] = [
-        [*(Tile(as_picture(originals[i]), classes[first[i]]) for i in some), *([None] * len(some))]
-    ]
+    rows: list[list[Tile | None]] = [[*(_tile(originals[i], first[i]) for i in some), *([None] * len(some))]]
     titles = ["original"]
-    for name, (x_adv, found) in results.items():
-        images = [_result_tile(x_adv[i], classes[found[i]], "", changed=bool(found[i] != first[i])) for i in some]
-        rows.append([*images, *(difference_tile(originals[i], x_adv[i], magnify) for i in some)])
+    for name, (x_adv, found) in _results(originals, variants, after, classes).items():
+        tiles = [_result(x_adv[i], found[i], first[i]) for i in some]
+        rows.append([*tiles, *(difference_tile(originals[i], x_adv[i], magnify) for i in some)])
         mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max, bounds=(0, pixel_max))
         lines = [name, f"mean RMS {mean.value:.3g}", f"[{mean.low:.3g}, {mean.high:.3g}], n={mean.n}"]
         if region_accuracy is not None and name in region_accuracy:
@@ -208,31 +234,111 @@ def variants_side_by_side(
             lines += ["region accuracy", f"{percent(rate)}, n={rate.n}"]
         titles.append("\n".join(lines))
     colours = " (red: brighter)" if originals.shape[1] == 1 else ""
-    return tile_figure(
+    return _tile_figure(
         rows,
         row_titles=titles,
         title=f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
         f"RMS ({unit(pixel_max)}) and accuracy with 95 % intervals",
         margin=1.75,
-        gap_before=[len(some)],
+        split=len(some),
     )
 
 
 def _results(
-    x: Floats, adversarial: Mapping[str, Values], after: Mapping[str, Values], classes: Sequence[str]
-) -> dict[str, tuple[Floats, Integers]]:
-    """Return the images and labels of each kind of example, in the suite's order, checked against `x`."""
-    missing = [name for name in adversarial if name not in after]
+    x: Floats,
+    adversarial: Mapping[str, Values],
+    after: Mapping[str, Values] | None,
+    classes: Sequence[str] | None,
+) -> dict[str, tuple[Floats, list[str]]]:
+    """Return the images of each kind of example and the names of their labels, in the suite's order."""
+    missing = [name for name in adversarial if after is not None and name not in after]
     if missing:
         raise ValueError(f"expected labels in after for every attack; missing: {', '.join(missing)}")
     return {
         name: (
             arrays.images(adversarial[name], name=f"images of {name}", shape=x.shape),
-            arrays.labels(after[name], name=f"after[{name!r}]", shape=(len(x),), classes=classes),
+            _names(None if after is None else after[name], f"after[{name!r}]", len(x), classes),
         )
         for name in in_order(adversarial)
     }
 
 
-def _result_tile(image: Floats, label: str, more: str, *, changed: bool) -> Tile:
-    return Tile(as_picture(image), f"\N{RIGHTWARDS ARROW} {label}{more}", EXAMPLES["benign"] if changed else "0.5")
+def _names(labels: Values | None, name: str, count: int, classes: Sequence[str] | None) -> list[str]:
+    """Return the names of `count` labels, empty where there are none."""
+    if labels is None:
+        return [""] * count
+    found = arrays.labels(labels, name=name, shape=(count,), classes=classes)
+    return [str(label) if classes is None else classes[label] for label in found]
+
+
+def _tile(image: Floats, *lines: str, colour: str = BLACK) -> Tile:
+    return Tile(as_picture(image), "\n".join(filter(None, lines)), colour)
+
+
+def _result(image: Floats, label: str, before: str, *lines: str) -> Tile:
+    """Return an attack's result below its label, which is grey where it is still the one of `before`."""
+    says = f"\N{RIGHTWARDS ARROW} {label}" if label else ""
+    return _tile(image, says, *lines, colour="0.5" if label and label == before else BLACK)
+
+
+def _tile_figure(
+    rows: Sequence[Sequence[Tile | None]],
+    *,
+    row_titles: Sequence[str],
+    column_titles: Sequence[str] = (),
+    title: str,
+    margin: float = 1.0,
+    split: int | None = None,
+) -> Picture:
+    """Return a figure of tiles, `None` left empty; sizes follow from the number of columns.
+
+    Parameters
+    ----------
+    rows
+        The tiles, every row of the same length.
+    row_titles, column_titles
+        Text left of each row and above each column.
+    margin
+        Inches left of the tiles, for the row titles.
+    split
+        The column with extra space before it.
+    """
+    count, gap = len(rows[0]), 0.1
+    extra = 0.0 if split is None else 0.35
+    side = min(1.35, (WIDTH - margin - 0.1 - extra) / count - gap)
+    sample = next(tile.picture for row in rows for tile in row if tile is not None)
+    height = side * sample.shape[0] / sample.shape[1]
+    head = _LINE * (1 + max(map(_lines, column_titles))) if column_titles else 0.05
+    captions = [_LINE * max(_lines(tile.caption) if tile else 0 for tile in row) + 0.03 for row in rows]
+    width = max(margin + extra + count * (side + gap) + 0.1, 6.0)
+    title = broken(title, width, 12)
+    title_height = 0.12 + 0.18 * _lines(title)
+    total = title_height + head + sum(captions) + len(rows) * (height + 0.08) + 0.05
+    lefts = [margin + i * (side + gap) + (extra if split is not None and i >= split else 0.0) for i in range(count)]
+    text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": _FONT}
+    with house_style():
+        fig = figure(total, width=width, layout="none")
+        ax = fig.add_axes((0.0, 0.0, 1.0, 1.0))  # data coordinates are inches from the upper left corner
+        ax.axis("off")
+        ax.text(0.1, 0.08, title, va="top", fontsize=10.5)
+        top = title_height + head
+        for left, name in zip(lefts, column_titles, strict=False):
+            ax.text(left + side / 2, top - 0.06, name, **text)
+        for row, row_title, above in zip(rows, row_titles, captions, strict=True):
+            top += above
+            beside = (margin - 0.12, top + height / 2)
+            ax.text(*beside, row_title, ha="right", va="center", fontsize=_FONT, linespacing=1.25)
+            for left, tile in zip(lefts, row, strict=True):
+                if tile is not None:
+                    ax.text(left + side / 2, top - 0.02, tile.caption, color=tile.colour, **text)
+                    look: dict[str, Any] = {"cmap": "RdBu_r" if tile.difference else "gray", "interpolation": "nearest"}
+                    place = (left, left + side, top + height, top)
+                    ax.imshow(tile.picture, vmin=0, vmax=1, extent=place, aspect="auto", **look)
+                    ax.add_patch(Rectangle((left, top), side, height, fill=False, edgecolor="0.7", linewidth=0.6))
+            top += height + 0.08
+        ax.set(xlim=(0, width), ylim=(total, 0))
+    return fig
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1 if text else 0

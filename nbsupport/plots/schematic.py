@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,20 +13,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from nbsupport import checks
+from nbsupport.plots import style
 from nbsupport.plots.arrays import Floats, Integers
-from nbsupport.plots.style import BLACK, PALETTE, blend, examples_colour, examples_marker, figure, headline, house_style
 
-_CLASSES = ("true class", "second class", "third class")
-_SHADES = tuple(blend(PALETTE[i], 1.0, 0.5) for i in (0, 1, 2))
-_RADIUS = 0.3
-_PLACES = {
-    "benign": (-0.42, -0.1),
-    "FGSM": (0.13, 0.45),
-    "OPTBRITTLE": (0.08, -0.1),
-    "OPTMARGIN": (0.6, 0.16),
+_SHADES = {
+    name: style.blend(style.PALETTE[i], 1.0, 0.5)
+    for i, name in enumerate(("true class", "second class", "third class"))
 }
+_RADIUS = 0.3
+_PLACES = {"benign": (-0.42, -0.1), "FGSM": (0.13, 0.45), "OPTBRITTLE": (0.08, -0.1), "OPTMARGIN": (0.6, 0.16)}
 # The corner of each square, right and up, that no arrow or other square crosses.
 _CORNERS = {"benign": (-1, -1), "FGSM": (-1, 1), "OPTBRITTLE": (1, -1), "OPTMARGIN": (1, 1)}
+_PANELS = {
+    "The hypercube around a benign image\nlies in its own class": ("benign",),
+    "Barely across the boundary: most of the\nhypercube votes for the true class": ("benign", "FGSM", "OPTBRITTLE"),
+    "OPTMARGIN moves on until the\nhypercube votes for the wrong class": ("benign", "OPTMARGIN"),
+}
 
 
 def decision_regions() -> Figure:
@@ -39,31 +42,17 @@ def decision_regions() -> Figure:
     Figures 1-3 of the talk; Cao & Gong, "Mitigating Evasion Attacks to Deep Neural Networks via Region-based
     Classification", 2017.
     """
-    titles = (
-        ("benign",),
-        "The hypercube around a benign image\nlies in its own class",
-        ("benign", "FGSM", "OPTBRITTLE"),
-        "Barely across the boundary: most of the\nhypercube votes for the true class",
-        ("benign", "OPTMARGIN"),
-        "OPTMARGIN moves on until the\nhypercube votes for the wrong class",
-    )
-    with house_style():
-        fig = figure(4.1)
-        axes = fig.subplots(1, 3)
-        for ax, names, title in zip(axes, titles[::2], titles[1::2], strict=True):
+    with style.house_style():
+        fig = style.figure(4.1)
+        for ax, (title, names) in zip(fig.subplots(1, 3), _PANELS.items(), strict=True):
             _regions(ax)
-            ax.set_title(str(title), fontsize=9.5)
+            ax.set_title(title, fontsize=9.5)
             for name in names:
-                _point(ax, name, arrow=name != "benign")
-        handles: list[Line2D | Patch] = [
-            Patch(facecolor=shade, edgecolor="0.5", label=name) for shade, name in zip(_SHADES, _CLASSES, strict=True)
-        ]
-        handles += [
-            Line2D([], [], linestyle="none", marker=examples_marker(name), color=examples_colour(name), label=name)
-            for name in _PLACES
-        ]
+                _point(ax, name)
+        handles: list[Line2D | Patch] = [Patch(facecolor=c, edgecolor="0.5", label=name) for name, c in _SHADES.items()]
+        handles += [Line2D([], [], linestyle="none", label=name, **style.examples_style(name)) for name in _PLACES]
         fig.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, columnspacing=1.0)
-        headline(fig, "A sketch, not data; per cent: the true class's share of the square")
+        style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
     return fig
 
 
@@ -102,43 +91,35 @@ def detector_architecture(
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018; Fig. 6 of the talk.
     """
     checks.count(rays, name="rays", low=kernel + stride * (kernel - 1))
-    lengths = [rays]
-    for _ in channels:
-        lengths.append((lengths[-1] - kernel) // stride + 1)
-    flat = channels[-1] * lengths[-1]
-    boxes = [("sorted distances", f"1 x {rays}", PALETTE[0])]
-    for i, (filters, length) in enumerate(zip(channels, lengths[1:], strict=True), 1):
-        boxes.append(
-            (
-                f"conv1d {i}\n{filters} channels\nkernel {kernel}, stride {stride}\nReLU, dropout .5",
-                f"{filters} x {length}",
-                PALETTE[1],
-            )
-        )
+    length = rays
+    boxes = [("sorted distances", f"1 x {rays}", style.BLUE)]
+    for i, filters in enumerate(channels, 1):
+        length = (length - kernel) // stride + 1
+        text = f"conv1d {i}\n{filters} channels\nkernel {kernel}, stride {stride}\nReLU, dropout .5"
+        boxes.append((text, f"{filters} x {length}", style.ORANGE))
     boxes += [
-        ("flatten,\nappend the\npurities", f"{flat} + {purities}", PALETTE[7]),
-        (f"linear {hidden}\nReLU\ndropout .5", f"{hidden}", PALETTE[2]),
-        ("linear 2\nsoftmax", "benign |\nadversarial", PALETTE[2]),
+        ("flatten,\nappend the\npurities", f"{channels[-1] * length} + {purities}", style.GREY),
+        (f"linear {hidden}\nReLU\ndropout .5", f"{hidden}", style.GREEN),
+        ("linear 2\nsoftmax", "benign |\nadversarial", style.GREEN),
     ]
-    gap, width, height = 0.28, 1.22, 1.15
-    with house_style():
-        fig = figure(2.9, layout="none")
+    gap, width, middle = 0.28, 1.22, 1.825
+    first = (9 - len(boxes) * width - (len(boxes) - 1) * gap) / 2
+    with style.house_style():
+        fig = style.figure(2.9, layout="none")
         ax = fig.add_axes((0, 0, 1, 1))  # data coordinates are inches
         ax.set(xlim=(0, 9), ylim=(0, 2.9))
         ax.axis("off")
-        first = (9 - len(boxes) * width - (len(boxes) - 1) * gap) / 2
-        lefts = [first + i * (width + gap) for i in range(len(boxes))]
-        for i, (left, (text, size, colour)) in enumerate(zip(lefts, boxes, strict=True)):
-            _box(ax, left, 1.25, width, height, text, colour)
+        for i, (text, size, colour) in enumerate(boxes):
+            left = first + i * (width + gap)
+            _box(ax, (left, 1.25), (width, 1.15), text, colour)
             ax.text(left + width / 2, 1.1, size, ha="center", va="top", fontsize=9.5, weight="bold")
             if i:
-                _arrow(ax, (left - gap, 1.25 + height / 2), (left, 1.25 + height / 2))
-        joint = lefts[len(channels) + 1]
-        _box(ax, joint, 0.1, width, 0.42, f"{purities} purities", PALETTE[0])
+                _arrow(ax, (left - gap, middle), (left, middle))
+        joint = first + (len(channels) + 1) * (width + gap)
+        _box(ax, (joint, 0.1), (width, 0.42), f"{purities} purities", style.BLUE)
         _arrow(ax, (joint + width / 2, 0.52), (joint + width / 2, 0.86))
-        ax.text(
-            0.15, 2.75, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5
-        )
+        heading = f"Detector for K={rays} rays; below each layer: the size of its output"
+        ax.text(0.15, 2.75, heading, va="top", fontsize=10.5)
     return fig
 
 
@@ -153,45 +134,34 @@ def _label(a: Floats, b: Floats) -> Integers:
 def _regions(ax: Axes) -> None:
     grid = np.linspace(-1, 1, 500)
     labels = _label(*np.meshgrid(grid, grid))
-    ax.imshow(
-        labels, cmap=ListedColormap(_SHADES), vmin=-0.5, vmax=2.5, extent=(-1, 1, -1, 1), origin="lower", aspect="equal"
-    )
+    ax.imshow(labels, cmap=ListedColormap(list(_SHADES.values())), extent=(-1, 1, -1, 1), origin="lower")
     ax.contour(grid, grid, labels, levels=[0.5, 1.5], colors="0.45", linewidths=0.8)
     ax.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(-1, 1))
-    ax.grid(False)
 
 
-def _point(ax: Axes, name: str, *, arrow: bool) -> None:
+def _point(ax: Axes, name: str) -> None:
+    """Draw a point with its square, the true class's share of it, and an arrow from the benign image."""
     a, b = _PLACES[name]
-    colour = examples_colour(name)
-    corner = (a - _RADIUS, b - _RADIUS)
-    ax.add_patch(Rectangle(corner, 2 * _RADIUS, 2 * _RADIUS, fill=False, edgecolor=colour, linewidth=1.8, zorder=3))
-    if arrow:
-        _arrow(ax, _PLACES["benign"], (a, b), colour=BLACK)
-    ax.plot(a, b, marker=examples_marker(name), color=colour, markersize=8, markeredgecolor="white", zorder=5)
+    colour = style.examples_colour(name)
+    square = Rectangle((a - _RADIUS, b - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, fill=False, edgecolor=colour)
+    ax.add_patch(square).set(linewidth=1.8, zorder=3)
+    if name != "benign":
+        _arrow(ax, _PLACES["benign"], (a, b))
+    ax.plot(a, b, markersize=8, markeredgecolor="white", zorder=5, **style.examples_style(name))
     right, up = _CORNERS[name]
-    ax.text(
-        a + right * (_RADIUS - 0.05),
-        b + up * (_RADIUS - 0.05),
-        f"{100 * share_of_true_class((a, b)):.0f} %",
-        ha="right" if right > 0 else "left",
-        va="top" if up > 0 else "bottom",
-        fontsize=9,
-        zorder=6,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
-    )
+    corner = (a + right * (_RADIUS - 0.05), b + up * (_RADIUS - 0.05))
+    share = ax.text(*corner, f"{100 * share_of_true_class((a, b)):.0f} %", fontsize=9, zorder=6)
+    share.set(ha="right" if right > 0 else "left", va="top" if up > 0 else "bottom")
+    share.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})
 
 
-def _box(ax: Axes, left: float, bottom: float, width: float, height: float, text: str, colour: str) -> None:
-    style = "round,pad=0,rounding_size=0.06"
-    ax.add_patch(
-        FancyBboxPatch(
-            (left, bottom), width, height, boxstyle=style, facecolor=blend(colour, 1.0, 0.75), edgecolor=colour
-        )
-    )
-    ax.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", fontsize=9, linespacing=1.3)
+def _box(ax: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, colour: str) -> None:
+    look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": style.blend(colour, 1.0, 0.75)}
+    ax.add_patch(FancyBboxPatch(corner, *size, edgecolor=colour, **look))
+    middle = (corner[0] + size[0] / 2, corner[1] + size[1] / 2)
+    ax.text(*middle, text, ha="center", va="center", fontsize=9, linespacing=1.3)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], *, colour: str = BLACK) -> None:
-    look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.1, "shrinkA": 3, "shrinkB": 4}
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    look = {"arrowstyle": "-|>", "color": style.BLACK, "linewidth": 1.1, "shrinkA": 3, "shrinkB": 4}
     ax.annotate("", end, start, arrowprops=look, zorder=4)

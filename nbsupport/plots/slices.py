@@ -1,8 +1,9 @@
-"""The figure of a 2-D slice through an image: class regions, and the outlines of hypercubes in them."""
+"""The figure of a 2-D slice through an image: class regions, and in them points, hypercubes and projected views."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,14 +11,14 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon
-from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import ConvexHull
 
 from nbsupport import checks
+from nbsupport.boundary import Slice
 from nbsupport.plots import arrays
 from nbsupport.plots.arrays import Floats, Integers, Values
-from nbsupport.plots.style import BLACK, blend, class_colours, examples_style, figure, house_style, unit
+from nbsupport.plots.style import BLACK, MARKERS, blend, class_colours, examples_style, figure, house_style, unit
 
 
 def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -> Floats:
@@ -35,7 +36,7 @@ def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -
 
     Returns
     -------
-    (V, 2) the corners in order around the polygon, V even
+    (V, 2) the corners in order around the polygon, counter-clockwise, V even
 
     Raises
     ------
@@ -57,41 +58,39 @@ def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -
     return np.asarray(corners[apart])
 
 
-def slice_with_hypercube(
-    labels: Values,
-    offsets_a: Values,
-    offsets_b: Values,
-    direction_a: Values,
-    direction_b: Values,
+def slice_figure(
+    plane: Slice,
     *,
     radius: float,
     classes: Sequence[str],
-    points: Mapping[str, Values] | None = None,
-    around: Sequence[str] = (),
-    axes: tuple[str, str] = ("first direction", "second direction"),
+    around: Sequence[str] | None = None,
+    views: Values | None = None,
+    view_labels: Values | None = None,
+    axes: tuple[str, str] = ("change by the attack", "random direction"),
     pixel_max: float = 1.0,
     title: str = "class regions in a slice",
 ) -> Figure:
-    """Return a 2-D slice through an image: the class regions, outlines of hypercubes, and marked points.
+    """Return a 2-D slice through an image: the class regions, marked points, outlines of hypercubes, and views.
 
     The legend gives each class's share of the slice inside an outline: of this slice, not of the hypercube's volume.
+    Each view has the colour and the mark of its own class, which is not that of the plane where it is drawn: what is
+    drawn is its projection.
 
     Parameters
     ----------
-    labels
-        (B, A) the model's class at image + offsets_a[column] * u + offsets_b[row] * v, clipped to [0, 1].
-    offsets_a, offsets_b
-        (A,) and (B,), evenly spaced and ascending.
-    direction_a, direction_b
-        (D,) the directions u and v; orthogonal and of equal size they show true angles.
+    plane
+        From `boundary.plane`. Its `points` are drawn in the colour of the examples that they are named after.
+        Orthogonal directions of equal size show true angles.
     radius
-        Half-width of the hypercube, in [0, 1] units.
+        Half-width of the hypercubes, in [0, 1] units.
     classes
         The L names.
-    points
-        Name of the examples -> (2,) or (P, 2), places (a, b) to mark; drawn in the colour of those examples.
     around
-        Names in `points`, each of one place, to draw a hypercube around; none: around the image itself, (0, 0).
+        Names in `points` to draw a hypercube around; None: all of them, or the image itself where there is none.
+    views
+        (V, 2) places of projected views, in the units of `points`.
+    view_labels
+        (V,) the model's class at each view.
     axes
         What the two directions are; the unit (RMS, or the value of the one pixel that changes) is added.
     pixel_max
@@ -102,44 +101,56 @@ def slice_with_hypercube(
     Raises
     ------
     ValueError
-        For shapes that do not agree, labels out of range, offsets that do not ascend, or a name in `around` that is
-        not one place in `points`.
+        For shapes that do not agree, labels out of range, offsets that do not ascend, a name in `around` that is not
+        in `points`, or views without labels.
     """
-    a, b = _ascending(offsets_a, "offsets_a"), _ascending(offsets_b, "offsets_b")
-    grid = arrays.labels(labels, name="labels", shape=(len(b), len(a)), classes=classes)
-    outline = hypercube_outline(direction_a, direction_b, radius)
-    places = {name: _places(name, place) for name, place in (points or {}).items()}
-    for name in around:
-        if len(places.get(name, ())) != 1:
-            raise ValueError(f"expected every name in around as one place in points, got {name!r}")
-    centres = {name: places[name][0] for name in around} or {"": np.zeros(2)}
-    sizes = [_size(arrays.floats(d, name="direction", shape=("D",))) for d in (direction_a, direction_b)]
+    across, up = _ascending(plane.across, "across"), _ascending(plane.up, "up")
+    grid = arrays.labels(plane.labels, name="labels", shape=(len(up), len(across)), classes=classes)
+    outline = hypercube_outline(plane.u, plane.v, radius)
+    points = {name: arrays.floats(place, name=f"point {name}", shape=(2,)) for name, place in plane.points.items()}
+    missing = [name for name in around or () if name not in points]
+    if missing:
+        raise ValueError(f"expected every name in around among the points {', '.join(points)}, got {missing[0]!r}")
+    centres = {name: points[name] for name in (points if around is None else around)}
+    if (views is None) != (view_labels is None):
+        raise ValueError("expected views and view_labels, got one without the other")
+    projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
+    own = np.empty(0, int) if view_labels is None else view_labels
+    found = arrays.labels(own, name="view_labels", shape=(len(projected),), classes=classes)
+    sizes = [_size(arrays.floats(direction, name="direction", shape=("D",))) for direction in (plane.u, plane.v)]
     scale = pixel_max * np.array([size for size, _ in sizes])
-    names = [f"{text}, {what} ({unit(pixel_max)})" for text, (_, what) in zip(axes, sizes, strict=True)]
-    pale = [blend(colour, 1.0, 0.45) for colour in class_colours(len(classes))]
+    strong = class_colours(len(classes))
     with house_style():
-        fig = figure(5.4, width=8.2, layout="compressed")
-        ax = fig.subplots()
-        draw_regions(ax, grid, a * scale[0], b * scale[1], pale, classes, equal=bool(np.isclose(*scale)))
-        handles: list[Line2D | Patch] = [
-            Patch(facecolor=pale[label], edgecolor="0.5", label=classes[label]) for label in np.unique(grid)
-        ]
-        for name, place in places.items():
-            dots = examples_style(name) | {"linestyle": "none", "markersize": 8, "markeredgecolor": "white"}
-            handles += ax.plot(*(place * scale).T, zorder=4, label=name, **dots)
-        for name, centre in centres.items():
-            colour = examples_style(name)["color"] if name else BLACK
+        fig = figure(5.3, layout="none")
+        ax = fig.add_axes((0.85 / 9, 0.6 / 5.3, 4.35 / 9, 4.35 / 5.3), anchor="NW")
+        handles = _regions(ax, grid, across * scale[0], up * scale[1], classes)
+        for label in np.unique(found):
+            mark = {"marker": MARKERS[label % len(MARKERS)], "color": strong[label], "markeredgecolor": BLACK}
+            mark |= {"linestyle": "none", "markersize": 5, "markeredgewidth": 0.5, "zorder": 4}
+            each = projected[found == label] * scale
+            handles += ax.plot(*each.T, label=f"views of class {classes[label]}: {len(each)}", **mark)
+        for name, place in points.items():
+            dot = examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
+            handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
+        for name, centre in (centres if points else {"the image": np.zeros(2)}).items():
+            colour = examples_style(name)["color"] if name in points else BLACK
             corners = (outline + centre) * scale
             ax.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=colour, linewidth=2, zorder=3))
-            text = _shares(grid, a - centre[0], b - centre[1], direction_a, direction_b, radius, classes)
-            handles.append(Line2D([], [], color=colour, linewidth=2, label=f"around {name or 'the image'}: {text}"))
+            shares = _shares(grid, across - centre[0], up - centre[1], outline, classes)
+            handles.append(Line2D([], [], color=colour, linewidth=2, label=f"around {name}: {shares}"))
+        names = [f"{text}, {what} ({unit(pixel_max)})" for text, (_, what) in zip(axes, sizes, strict=True)]
         ax.set(xlabel=names[0], ylabel=names[1], title=title)
+        ax.set_aspect("equal" if sizes[0][1] == sizes[1][1] else "auto")
         heading = (
-            f"outlines: hypercubes,\nradius {radius * pixel_max:.3g}; per cent: share\nof the slice inside (n points)"
+            f"outlines: hypercubes, radius {radius * pixel_max:.3g};\nper cent: share of the slice inside (n points)"
         )
         fig.legend(
             handles=handles,
-            loc="outside right upper",
+            loc="upper left",
+            bbox_to_anchor=(5.35 / 9, 5.05 / 5.3),
+            frameon=False,
+            alignment="left",
+            ncols=2 if len(handles) > 12 else 1,
             title=heading,
         )
     return fig
@@ -152,14 +163,6 @@ def _ascending(values: Values, name: str) -> Floats:
     return offsets
 
 
-def _places(name: str, values: Values) -> Floats:
-    """Return places (2,) or (P, 2) as (P, 2)."""
-    place = np.atleast_2d(arrays.numbers(values, name=f"points of {name}", shape=np.shape(values)).astype(np.float64))
-    if place.shape[1:] != (2,):
-        raise ValueError(f"expected points of {name} of shape (2,) or (P, 2), got {np.shape(values)}")
-    return place
-
-
 def _size(direction: Floats) -> tuple[float, str]:
     """Return the length of one offset and what it is: a pixel's change along the axis of a pixel, RMS elsewhere."""
     if np.count_nonzero(direction) == 1:
@@ -167,44 +170,34 @@ def _size(direction: Floats) -> tuple[float, str]:
     return float(np.sqrt(np.mean(direction**2))), "RMS"
 
 
-def _shares(grid: Integers, a: Floats, b: Floats, u: Values, v: Values, radius: float, classes: Sequence[str]) -> str:
-    """Return in words how much of the slice inside the hypercube around (0, 0) belongs to each class, largest first."""
-    pixels = np.stack([arrays.floats(u, name="u", shape=("D",)), arrays.floats(v, name="v", shape=("D",))], axis=1)
-    binding = pixels[np.unique(ConvexHull(np.concatenate([pixels, -pixels])).vertices % len(pixels))]
-    reach = np.abs(a[None, :, None] * binding[:, 0] + b[:, None, None] * binding[:, 1]).max(2)  # (B, A)
-    votes = np.bincount(grid[reach <= radius * (1 + 1e-9)], minlength=len(classes))
+def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Sequence[str]) -> str:
+    """Return in words how much of the slice inside the `outline` around (0, 0) belongs to each class, largest first."""
+    edge = np.roll(outline, -1, axis=0) - outline  # (V, 2), counter-clockwise: what is inside lies to the left of all
+    place = np.stack(np.meshgrid(across, up), axis=-1)[:, :, None] - outline  # (B, A, V, 2)
+    left = edge[:, 0] * place[..., 1] - edge[:, 1] * place[..., 0]
+    votes = np.bincount(grid[(left >= -1e-9 * np.abs(outline).max() ** 2).all(2)], minlength=len(classes))
     order = np.argsort(-votes, kind="stable")[: max(1, min(3, np.count_nonzero(votes)))]
     largest = "\n".join(f"{classes[label]}: {100 * votes[label] / max(votes.sum(), 1):.0f} %" for label in order)
     return f"n={votes.sum()}\n{largest}"
 
 
-def draw_regions(
-    ax: Axes,
-    grid: Integers,
-    a: Floats,
-    b: Floats,
-    colours: list[tuple[float, float, float]],
-    classes: Sequence[str],
-    *,
-    equal: bool,
-) -> None:
-    """Draw the class regions, each with its name where there is most room for it."""
+def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Sequence[str]) -> list[Line2D | Patch]:
+    """Draw the class regions, each with its name where there is most room for it; return their legend."""
+    pale = [blend(colour, 1.0, 0.45) for colour in class_colours(len(classes))]
     half_a, half_b = (a[1] - a[0]) / 2, (b[1] - b[0]) / 2
-    ax.imshow(
-        grid,
-        cmap=ListedColormap(colours),
-        vmin=-0.5,
-        vmax=len(classes) - 0.5,
-        extent=(a[0] - half_a, a[-1] + half_a, b[0] - half_b, b[-1] + half_b),
-        origin="lower",
-        interpolation="nearest",
-        aspect="equal" if equal else "auto",
-    )
+    extent = (a[0] - half_a, a[-1] + half_a, b[0] - half_b, b[-1] + half_b)
+    look: dict[str, Any] = {
+        "cmap": ListedColormap(pale),
+        "vmin": -0.5,
+        "vmax": len(classes) - 0.5,
+        "interpolation": "nearest",
+    }
+    ax.imshow(grid, extent=extent, origin="lower", **look)
     ax.autoscale(False)
     ax.grid(False)
     for label in np.unique(grid):
-        inside: NDArray[np.bool_] = grid == label
-        depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+        depth = distance_transform_edt(np.pad(grid == label, 1))[1:-1, 1:-1]
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         if depth.max() > 0.035 * max(grid.shape):
             ax.text(a[column], b[row], classes[label], ha="center", va="center", fontsize=9.5, color="0.25")
+    return [Patch(facecolor=pale[label], edgecolor="0.5", label=classes[label]) for label in np.unique(grid)]

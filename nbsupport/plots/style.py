@@ -19,40 +19,28 @@ from matplotlib.transforms import ScaledTranslation
 from nbsupport.intervals import Rate
 
 WIDTH = 9.0  # inches, a notebook's column
-BLACK = "#1a1a1a"
-GREY = "#949494"
+BLACK, DARK, VIOLET = "#1a1a1a", "#5a5a5a", "#5d3a9b"
 
 # seaborn's "colorblind" palette, written out so that a figure does not change with seaborn's version.
-PALETTE = (
-    "#0173b2",  # blue
-    "#de8f05",  # orange
-    "#029e73",  # green
-    "#d55e00",  # vermillion
-    "#cc78bc",  # pink
-    "#ca9161",  # brown
-    "#fbafe4",  # light pink
-    "#949494",  # grey
-    "#ece133",  # yellow
-    "#56b4e9",  # sky blue
-)
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+BLUE, ORANGE, GREEN, VERMILLION, PINK, BROWN, LIGHT_PINK, GREY, YELLOW, SKY = PALETTE
 # One more than the colours: class i's pair (colour, marker) is unique up to 110 classes.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 EXAMPLES = {
     "benign": BLACK,
-    "FGSM": "#de8f05",
-    "PGD": "#d55e00",
-    "OPTBRITTLE": "#029e73",
-    "OPTSTRONG": "#ca9161",
-    "OPTMARGIN": "#0173b2",
-    "OPTMARGIN-adam": "#56b4e9",
-    "OPTMARGIN-authors": "#cc78bc",
+    "FGSM": ORANGE,
+    "PGD": VERMILLION,
+    "OPTBRITTLE": GREEN,
+    "OPTSTRONG": BROWN,
+    "OPTMARGIN": BLUE,
+    "OPTMARGIN-adam": SKY,
+    "OPTMARGIN-authors": PINK,
     "noise": GREY,
-    "errors": "#5d3a9b",
-    "all": "#5a5a5a",
+    "errors": VIOLET,
+    "all": DARK,
 }
-VERDICTS = {"holds": "#0173b2", "fails": "#d55e00", "undecided": GREY}
-VERDICT_MARKERS = {"holds": "o", "fails": "X", "undecided": "D"}
+VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILLION, "X"), "undecided": (GREY, "D")}
 
 
 class Picture(Figure):
@@ -111,6 +99,14 @@ def headline(fig: Figure, text: str) -> None:
     fig.suptitle(broken(text, fig.get_size_inches()[0], 12))
 
 
+def nothing_to_show(reason: str) -> Figure:
+    """Return a low, empty figure with `reason` written in it."""
+    with house_style():
+        fig = figure(0.8, layout="none")
+        fig.text(0.5, 0.5, broken(f"Nothing to show: {reason}.", WIDTH, 11), ha="center", va="center", color="0.3")
+    return fig
+
+
 def broken(text: str, width: float, rate: float) -> str:
     """Return `text` with its lines broken to fit `width` inches at `rate` characters an inch."""
     return "\n".join(textwrap.fill(line, int(rate * width)) for line in text.split("\n"))
@@ -152,12 +148,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def blend(colour: Any, target: float, weight: float) -> tuple[float, float, float]:
     """Return `colour` moved by `weight` towards white (`target` 1) or black (0)."""
-    red, green, blue = to_rgb(colour)
-    return (
-        red + weight * (target - red),
-        green + weight * (target - green),
-        blue + weight * (target - blue),
-    )
+    red, green, blue = (part + weight * (target - part) for part in to_rgb(colour))
+    return red, green, blue
 
 
 def class_colours(count: int) -> list[tuple[float, float, float]]:
@@ -178,9 +170,17 @@ def percent(rate: Rate) -> str:
     return f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
-def legend_below(ax: Axes, *, ncols: int = 2, **options: Any) -> None:
+def span(counts: Iterable[int]) -> str:
+    """Return the smallest and the largest of `counts`, e.g. '40' or '38 to 40'."""
+    known = [int(count) for count in counts]
+    low, high = min(known, default=0), max(known, default=0)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def legend_below(ax: Axes, *, ncols: int = 2) -> None:
     """Put the legend of `ax` under its x label, where no curve can hide behind it."""
-    if ax.get_legend_handles_labels()[0] or "handles" in options:
+    if ax.get_legend_handles_labels()[0]:
         below = ax.transAxes + ScaledTranslation(0, -0.5, ax.figure.dpi_scale_trans)  # half an inch, past the x label
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below, "borderaxespad": 0.0}
-        ax.legend(**{**place, "ncols": ncols, "frameon": False, "columnspacing": 1.2, "handlelength": 1.8, **options})
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        place |= {"frameon": False, "columnspacing": 1.2, "handlelength": 1.8, "borderaxespad": 0.0}
+        ax.legend(ncols=ncols, **place)

@@ -132,15 +132,17 @@ class LivePanel:
         with undisturbed():
             self._picture.value = png(
                 plots.live_panels(
-                    live.image,
+                    plots.Version(
+                        live.image,
+                        counts=None if vote is None else vote.counts[0],
+                        share=None if vote is None else (float(vote.p_lower[0]), float(vote.p_upper[0])),
+                        profile=live.profile,
+                    ),
                     live.logits,
                     title=f"share {live.share:.3g}, RMS {live.rms * self._stored.pixel_max:.4g}",
                     classes=self._stored.classes,
                     radius=self._stored.settings.radius,
                     last=self._stored.settings.magnitudes[-1],
-                    counts=None if vote is None else vote.counts[0],
-                    share=None if vote is None else (float(vote.p_lower[0]), float(vote.p_upper[0])),
-                    profile=live.profile,
                     pixel_max=self._stored.pixel_max,
                 )
             )

@@ -74,17 +74,14 @@ class SlicePanel:
             return
         with undisturbed():
             self._picture.value = png(
-                plots.slice_with_views(
-                    seen.slice.labels,
-                    seen.slice.across,
-                    seen.slice.up,
-                    (seen.slice.u, seen.slice.v),
-                    points=seen.slice.points,
-                    views=seen.views,
-                    view_labels=seen.labels,
+                plots.slice_figure(
+                    seen.slice,
                     radius=self._stored.settings.radius,
                     classes=self._stored.classes,
-                    second=_SECOND[third].split(",")[0],
+                    around=list(seen.slice.points)[-1:],
+                    views=seen.views,
+                    view_labels=seen.labels,
+                    axes=("change by the attack", _SECOND[third].split(",")[0]),
                     pixel_max=self._stored.pixel_max,
                 )
             )
