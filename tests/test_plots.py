@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -136,7 +137,10 @@ def views(**changes: Any) -> Figure:
     return a_slice(**{**known, "view_labels": [1, 1, 4], **changes})
 
 
-def live(counts: Any = np.eye(10)[3] * 40, profile: Any = INSTANCE, **changes: Any) -> Figure:
+COUNTS = torch.tensor([0, 0, 0, 40, 0, 0, 0, 0, 0, 0])
+
+
+def live(counts: Any = COUNTS, profile: Any = INSTANCE, **changes: Any) -> Figure:
     known = {"logits": np.eye(10)[3] * 9, "title": "share 0.5, RMS 0.0217", "classes": CLASSES, "radius": 0.15}
     image = changes.pop("image", GREY[0])
     version = plots.Version(image, counts=counts, share=(0.9, 1.0), profile=profile)
@@ -189,6 +193,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "live": lambda: live(pixel_max=255),
     "live_begins": lambda: live(image=RGB[0], counts=None, profile=None),
     "panels_no_change": lambda: panels(version(GREY[0], score=None), version(GREY[0], **NOTHING)),
+    "panels_half": lambda: panels(version(GREY[0]), version(GREY[1], profile=None, purity=None), band=BAND),
+    "panels_votes_only": lambda: panels(*(version(x, profile=None, purity=None, score=None) for x in GREY[:2])),
     "panels_nothing_stored": lambda: panels(
         version(GREY[0], **NOTHING), version(GREY[1], **NOTHING), absent={"votes": "the vote is missing; " * 4}
     ),
@@ -307,6 +313,15 @@ def test_captions_carry_the_measured_rms_and_the_labels() -> None:
     assert unchanged[0].get_color() == "0.5"
 
 
+def test_a_bare_grid_states_distortion_only() -> None:
+    fig = plots.attack_grid(GREY[:1], {"OPTMARGIN": X_ADV["OPTMARGIN"][:1]}, classes=CLASSES)
+    rms = (X_ADV["OPTMARGIN"][0] - GREY[0]).square().mean().sqrt()
+    assert [text.get_text() for text in fig.axes[0].texts][-3:] == ["image 1", "original", f"RMS {rms:.3g}"]
+    shown = texts(plots.attack_grid(GREY[:2], {"mine": GREY[2:4]}, before=LABELS[:2], after={"mine": LABELS[2:4]}))
+    assert "0\noriginal" in shown
+    assert "\N{RIGHTWARDS ARROW} 3\nRMS" in shown
+
+
 def test_variants_state_the_mean_over_all_images() -> None:
     shown = texts(variants(shown=3))
     mean = intervals.mean((X_ADV["OPTMARGIN"] - GREY).square().mean((1, 2, 3)).sqrt().double())
@@ -359,24 +374,26 @@ def test_outline_is_a_square_for_two_pixels_and_exact_in_any_plane() -> None:
 
 
 def test_slice_shows_regions_outline_and_points_in_the_units_of_the_set() -> None:
-    fig = a_slice(pixel_max=255, around=[])
+    fig = a_slice(pixel_max=255, points={"benign": (0, 0), "FGSM": (0.1, 0.2)}, around=["benign"])
     ax = fig.axes[0]
     np.testing.assert_array_equal(ax.images[0].get_array(), REGIONS)
     assert ax.images[0].get_extent() == pytest.approx([-255 * 0.5125, 255 * 0.5125] * 2)
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
     assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15)
-    np.testing.assert_allclose(np.ravel(ax.lines[0].get_data()), [25.5, 51.0])
-    assert same_color(ax.lines[0].get_color(), plots.EXAMPLES["FGSM"])
-    assert ax.get_xlabel() == "first direction, change (pixels in [0, 255])"
+    np.testing.assert_allclose(np.ravel(ax.lines[1].get_data()), [25.5, 51.0])
+    assert same_color(ax.lines[1].get_color(), plots.EXAMPLES["FGSM"])
+    assert ax.get_xlabel() == "change by the attack, change (pixels in [0, 255])"
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     inside = np.abs(OFFSETS) <= 0.15 + 1e-9
     share = round(100 * (REGIONS[inside][:, inside] == 0).mean())
-    rest = f"around the image: n={inside.sum() ** 2}\nairplane: {share} %\nautomobile: {100 - share} %"
-    assert legend == ["airplane", "automobile", "FGSM", rest]
+    shares = f"n={inside.sum() ** 2}\nairplane: {share} %\nautomobile: {100 - share} %"
+    assert legend == ["airplane", "automobile", "benign", "FGSM", f"around benign: {shares}"]
+    assert f"around the image: {shares}" in texts(a_slice(points={}))
+    assert "around" not in texts(a_slice(around=[]))
 
 
 def test_slice_centres_the_outline_on_the_named_point_and_scales_to_rms() -> None:
-    fig = a_slice(direction_a=PLANE[0], direction_b=2 * PLANE[1], around=["FGSM"])
+    fig = a_slice(u=PLANE[0], v=2 * PLANE[1])
     ax = fig.axes[0]
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
     corners = plots.hypercube_outline(PLANE[0], 2 * PLANE[1], 0.15) + np.array([0.1, 0.2])
@@ -472,9 +489,9 @@ def test_instance_boundary_sorts_colours_and_marks_the_radius() -> None:
         assert sorted(drawn.get_xdata()) == ranks
         np.testing.assert_allclose(sorted(drawn.get_ydata()), [255 * DISTANCE[0, order[r - 1]] for r in ranks])
         assert same_color(drawn.get_color(), plots.class_colours(10)[label])
-    unreached = dots["no boundary met"]
+    unreached = dots["none within 153"]
     assert list(unreached.get_ydata()) == [255 * 0.6] * int(DISTANCE[0].isinf().sum())
-    line = dots["radius / sqrt(3)"]
+    line = dots[f"radius 38.2 / sqrt(3) = {255 * 0.15 / 3**0.5:.3g}"]
     assert line.get_color() == "black"
     np.testing.assert_allclose(line.get_ydata(), 255 * 0.15 / 3**0.5)
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
@@ -505,6 +522,23 @@ def test_error_rates_are_a_matrix_in_the_order_of_the_suite() -> None:
     assert "n: benign 40, adversarial 38 to 40" in texts(fig).replace("\n", " ")
 
 
+def test_accuracy_curves_are_the_rates_with_their_intervals() -> None:
+    fig = accuracy()
+    ax = fig.axes[0]
+    normal, pgd, mark = ax.lines
+    np.testing.assert_array_equal(normal.get_xdata(), [0, 0.1, 0.2])
+    np.testing.assert_allclose(normal.get_ydata(), [1, 0.5, 0])
+    assert np.isnan(pgd.get_ydata()).tolist() == [False, True, False]
+    edges = ax.collections[0].get_paths()[0].vertices
+    half = intervals.wilson(20, 40)
+    np.testing.assert_allclose(np.unique(edges[edges[:, 0] == 0.1, 1]), [half.low, half.high])
+    assert list(mark.get_xdata()) == [0.15, 0.15]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["normal, n=40", "pgd, n=0 to 40", "eps"]
+    assert ax.yaxis.get_major_formatter()(0.5) == "50%"
+    rates = {"OPTMARGIN": [half] * 3}
+    assert same_color(accuracy(rates=rates).axes[0].lines[0].get_color(), plots.EXAMPLES["OPTMARGIN"])
+
+
 def test_roc_goes_through_every_threshold() -> None:
     benign, adversarial = [0.1, 0.4, 0.5, 0.5], [0.3, 0.5, 0.9]
     fig = plots.roc({"FGSM": (benign, adversarial)})
@@ -525,8 +559,8 @@ def test_claims_are_grouped_by_statement_and_coloured_by_verdict() -> None:
     assert list(threshold.get_xdata()) == [0.95, 0.95]
     assert list(bar.get_xdata()) == [0.96, 1.0]
     assert list(point.get_xdata()) == [0.99]
-    assert point.get_color() == style.VERDICTS["holds"]
-    assert other_bar.get_color() == style.VERDICTS["fails"]
+    assert point.get_color() == style.VERDICTS["holds"][0]
+    assert other_bar.get_color() == style.VERDICTS["fails"][0]
     assert len(fig.axes[1].lines) == 3  # the second row was not measured
     assert list(fig.axes[1].lines[1].get_xdata()) == list(fig.axes[1].get_xlim())  # an unbounded interval
     assert [text.get_text() for text in fig.axes[1].texts] == ["n=1", "n=0, not measured"]
@@ -578,11 +612,11 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "parallel": (lambda: plots.hypercube_outline(PIXELS[0], -PIXELS[0], 1), "span a plane, got parallel"),
     "zero": (lambda: plots.hypercube_outline(PIXELS[0], 0 * PIXELS[0], 1), "span a plane, got parallel ones or a zero"),
     "radius": (lambda: a_slice(radius=0.0), "expected radius above 0"),
-    "direction": (lambda: a_slice(direction_b=PIXELS[1, :5]), r"direction_b of shape \(36,\), got \(5,\)"),
+    "direction": (lambda: a_slice(v=PIXELS[1, :5]), r"direction_b of shape \(36,\), got \(5,\)"),
     "grid": (lambda: a_slice(labels=REGIONS[:-1]), r"labels of shape \(41, 41\), got \(40, 41\)"),
-    "offsets": (lambda: a_slice(offsets_a=OFFSETS[::-1]), "offsets_a as two or more ascending values"),
-    "points": (lambda: a_slice(points={"FGSM": (1, 2, 3)}), r"points of FGSM of shape \(2,\) or \(P, 2\), got \(3,\)"),
-    "around": (lambda: a_slice(around=["PGD"]), "every name in around as one place in points, got 'PGD'"),
+    "offsets": (lambda: a_slice(across=OFFSETS[::-1]), "across as two or more ascending values"),
+    "points": (lambda: a_slice(points={"FGSM": (1, 2, 3)}), r"point FGSM of shape \(2,\), got \(3,\)"),
+    "around": (lambda: a_slice(around=["PGD"]), "every name in around among the points FGSM, got 'PGD'"),
     "region table": (lambda: plots.region_accuracy(region_table().drop(columns="n")), "region table .* missing: n$"),
     "distances": (
         lambda: plots.distance_curves({"pgd": {"FGSM": DISTANCE[0]}}, last=1.0),
@@ -595,12 +629,14 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         r"purity of FGSM of shape \(N, top\), got \(1,\)",
     ),
     "instance": (
-        lambda: instance(instances={"a": SimpleNamespace(center=LABELS, distance=DISTANCE, adjacent=DISTANCE)}),
+        lambda: instance(instances={"a": Profile(LABELS, DISTANCE, ADJACENT, ADJACENT)}),
         r"distance of a of shape \(1, K\), got \(9, 20\)",
     ),
     "adjacent": (lambda: instance(classes=CLASSES[:5]), "adjacent of benign from -1 to 4"),
     "no instance": (lambda: instance(instances={}), "at least one entry in instances"),
     "twice": (lambda: plots.error_rates(pd.concat([detector_table()] * 2)), "got two for normal, FGSM, FGSM"),
+    "rates": (lambda: accuracy(x=[0.0, 0.1]), "a rate of 'normal' for each of the 2 numbers x, got 3"),
+    "no rate": (lambda: accuracy(rates={}), "at least one entry in rates"),
     "no score": (lambda: plots.roc({}), "at least one entry in scores"),
     "verdict": (lambda: plots.claims_overview(CLAIMS.replace("holds", "hold")), "did you mean 'holds'"),
     "band": (
@@ -609,9 +645,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "views": (lambda: views(views=[(0, 0, 0)]), r"views of shape \(V, 2\), got \(1, 3\)"),
     "view labels": (lambda: views(view_labels=[1, 1, 10]), "view_labels from 0 to 9"),
-    "view grid": (lambda: views(labels=REGIONS[1:]), r"labels of shape \(41, 41\), got \(40, 41\)"),
-    "no point": (lambda: views(points={}), "at least one entry in points"),
-    "view radius": (lambda: views(radius=0), "expected radius above 0"),
+    "view alone": (lambda: views(view_labels=None), "views and view_labels, got one without the other"),
     "live radius": (lambda: live(radius=0), "expected radius above 0"),
     "live last": (lambda: live(last=0), "expected last above 0"),
     "live logits": (lambda: live(logits=[1.0, 2.0]), r"logits of shape \(10,\), got \(2,\)"),
@@ -642,8 +676,22 @@ def test_panels_state_difference_votes_rays_and_score() -> None:
     assert sum("of 20 reach a boundary" in ax.get_xlabel() for ax in fig.axes) == 2
 
 
+def test_panels_without_data_take_no_room_and_are_named_with_the_reason() -> None:
+    full, bare = version(GREY[0]), version(GREY[1], **NOTHING)
+    everything, half = panels(full, full), panels(full, bare)
+    nothing = panels(bare, bare, absent={"votes": "not stored yet", "detectors": "not stored yet"})
+    assert "Not shown" not in texts(everything)
+    assert len(everything.axes) == 3 + 1 + 2 + 3
+    assert len(half.axes) == 3 + 1 + 1 + 3
+    assert len(nothing.axes) == 3
+    assert nothing.get_figheight() < 3
+    assert "(no vote on this image); rays of OPTMARGIN-authors, purity of OPTMARGIN" in texts(half).replace("\n", " ")
+    reasons = "votes, detector score (not stored yet); rays, purity (this image was not probed)"
+    assert f"Not shown: {reasons}" in texts(nothing)
+
+
 def test_panels_draw_sorted_distances_over_the_band_of_benign_images() -> None:
-    near = SimpleNamespace(center=INSTANCE.center, distance=DISTANCE[1:2] / 2, adjacent=INSTANCE.adjacent)
+    near = replace(INSTANCE, distance=DISTANCE[1:2] / 2)
     fig = panels(version(GREY[0]), version(GREY[1], profile=near), band=BAND, pixel_max=255)
     ax = next(ax for ax in fig.axes if ax.get_title(loc="left") == "sorted distances")
     drawn = {line.get_label(): line.get_ydata() for line in ax.lines}

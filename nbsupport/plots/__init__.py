@@ -4,18 +4,11 @@ Lengths come in [0, 1] units; `pixel_max` gives the unit in which they are drawn
 ends a cell, is saved by `fig.savefig(path)`, and need not be closed.
 """
 
-from nbsupport.plots.curves import (
-    accuracy_curve,
-    detector_training,
-    distance_curves,
-    purity_curves,
-    roc,
-    training_curves,
-)
+from nbsupport.plots.curves import accuracy_curve, detector_training, distance_curves, purity_curves, training_curves
 from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values, triple_cells
 from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import Version, instance_boundary, instance_panels, live_panels
-from nbsupport.plots.results import claims_overview, error_rates, evasion_cost, region_accuracy
+from nbsupport.plots.results import claims_overview, error_rates, evasion_cost, region_accuracy, roc
 from nbsupport.plots.schematic import decision_regions, detector_architecture
 from nbsupport.plots.slices import hypercube_outline, slice_figure
 from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour, nothing_to_show

@@ -1,4 +1,4 @@
-"""Figures of curves: training, accuracy against a setting, ROC, sorted distances and purity."""
+"""Figures of curves: training, accuracy against a setting, sorted distances and purity."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ _ACCURACIES = {"benign_accuracy": ("benign", "benign"), "pgd_accuracy": ("under 
 
 
 def training_curves(
-    histories: Mapping[str, pd.DataFrame],
-    *,
-    n_validation: int | None = None,
-    best: Mapping[str, int] | None = None,
+    histories: Mapping[str, pd.DataFrame], *, n_validation: int | None = None, best: Mapping[str, int] | None = None
 ) -> Figure:
     """Return accuracy (above) and loss (below) against the epoch, a column for each model.
 
@@ -111,12 +108,7 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
 
 
 def accuracy_curve(
-    x: Values,
-    rates: Mapping[str, Sequence[Rate]],
-    *,
-    xlabel: str,
-    title: str,
-    marks: Mapping[str, float] | None = None,
+    x: Values, rates: Mapping[str, Sequence[Rate]], *, xlabel: str, title: str, marks: Mapping[str, float] | None = None
 ) -> Figure:
     """Return rates in per cent against a number such as eps, radius or threshold, each curve with its 95 % intervals.
 
@@ -159,56 +151,8 @@ def accuracy_curve(
     return fig
 
 
-def roc(scores: Mapping[str, tuple[Values, Values]], *, threshold: float = 0.5) -> Figure:
-    """Return the detector's ROC curve for each kind of example, with the area under it and its 95 % interval.
-
-    Parameters
-    ----------
-    scores
-        Name of the examples -> (scores of the benign images (m,), scores of the adversarial ones (n,)), higher
-        meaning adversarial.
-    threshold
-        The dot on each curve is the detector's decision at this score.
-
-    Raises
-    ------
-    ValueError
-        For nothing to draw, or scores of another shape.
-    """
-    arrays.not_empty(scores, name="scores")
-    with style.house_style():
-        fig = style.figure(4.6, width=8.2, layout="compressed")
-        ax = fig.subplots()
-        ax.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1.2, label="chance")
-        for name in style.in_order(scores):
-            benign = arrays.floats(scores[name][0], name=f"benign scores of {name}", shape=("m",))
-            adversarial = arrays.floats(scores[name][1], name=f"adversarial scores of {name}", shape=("n",))
-            area = intervals.roc_auc(benign, adversarial)
-            colour = style.examples_colour(name)
-            size = f"n={len(benign)}+{len(adversarial)}"
-            if np.isnan(area.value):
-                ax.plot([], [], color=colour, label=f"{name}: not measured ({size})")
-                continue
-            # One step down a list of all scores: from (0, 0), above every score, to (1, 1).
-            cuts = np.concatenate([[np.inf], np.unique([*benign, *adversarial])[::-1]])
-            false, true = (1 - np.searchsorted(np.sort(s), cuts) / len(s) for s in (benign, adversarial))
-            label = f"{name}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\n{size}"
-            ax.plot(false, true, color=colour, label=label, linewidth=1.5)
-            ax.plot((benign >= threshold).mean(), (adversarial >= threshold).mean(), "o", color=colour, markersize=6)
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title="ROC of the detector")
-        ax.set(xlabel=f"false positive rate (dot: threshold {threshold:g})", ylabel="true positive rate")
-        heading = "n: benign + adversarial,\nAUC with 95 % interval"
-        fig.legend(loc="outside right center", frameon=False, title=heading)
-    return fig
-
-
 def distance_curves(
-    distances: ByModel,
-    *,
-    last: float,
-    pixel_max: float = 1.0,
-    bootstrap: int = 0,
-    seed: int = 0,
+    distances: ByModel, *, last: float, pixel_max: float = 1.0, bootstrap: int = 0, seed: int = 0
 ) -> Figure:
     """Return the mean sorted boundary distance of each kind of example, a panel for each model.
 

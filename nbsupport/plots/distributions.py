@@ -156,7 +156,7 @@ def _strips(
     Values of `shape` with a second axis are averaged over it. No bar is drawn to an end that is not finite.
     """
     names = style.in_order(dict.fromkeys(name for by_name in values.values() for name in by_name))
-    fig, axes = style.panels([f"{model} model" for model in values], 1.1 + 0.45 * len(names), sharex=True)
+    fig, axes = style.panels([f"{model} model" for model in values], 1.4 + 0.43 * len(names), sharex=True)
     for ax, by_name in zip(axes, values.values(), strict=True):
         given = [by_name.get(name, np.empty((0, 1)[: len(shape)])) for name in names]
         rows = [arrays.floats(v, name=f"{what} of {name}", shape=shape) for v, name in zip(given, names, strict=True)]

@@ -245,10 +245,7 @@ def variants_side_by_side(
 
 
 def _results(
-    x: Floats,
-    adversarial: Mapping[str, Values],
-    after: Mapping[str, Values] | None,
-    classes: Sequence[str] | None,
+    x: Floats, adversarial: Mapping[str, Values], after: Mapping[str, Values] | None, classes: Sequence[str] | None
 ) -> dict[str, tuple[Floats, list[str]]]:
     """Return the images of each kind of example and the names of their labels, in the suite's order."""
     missing = [name for name in adversarial if after is not None and name not in after]

@@ -171,23 +171,23 @@ def instance_panels(
     checks.number(threshold, name="threshold", high=1.0)
     versions = {"benign": original, name: adversarial}
     counts, profiles, purities, scores = (_known(versions, what) for what in ("counts", "profile", "purity", "score"))
-    title, note = style.broken(title, style.WIDTH, 12), style.broken(_note(versions, absent or {}), style.WIDTH, 13)
+    title, note = style.broken(title, style.WIDTH, 12), style.broken(_note(versions, absent or {}), style.WIDTH, 12.5)
     # Inches from the upper edge. The places are fixed: solving a layout takes a fifth of a redraw.
     first = 0.72 + 0.17 * (title.count("\n") + 1)
-    end = first + (1.85 if counts else 1.55)
-    rays = end + 0.35
+    end = first + (1.8 if counts else 1.55)
+    rays = end + 0.3
     if profiles:
-        seen = {int(label) for profile in profiles.values() for label in np.unique(profile.adjacent)}
+        seen = {label for profile in profiles.values() for label in profile.adjacent.unique().tolist()}
         legend = rays + 2.5
         end = legend + 0.4 + 0.19 * -(-(len(seen) + 1) // _COLUMNS)
     last_row = end + 0.6
     below: list[tuple[float, Mapping[str, Any], Callable[[Axes], None]]] = [
-        (3.6, profiles, lambda ax: _sorted(ax, profiles, band, scale)),
+        (3.35, profiles, lambda ax: _sorted(ax, profiles, band, scale)),
         (1.7, purities, lambda ax: _purity(ax, purities)),
-        (1.7, scores, lambda ax: _score(ax, scores, threshold)),
+        (1.6, scores, lambda ax: _score(ax, scores, threshold)),
     ]
     if profiles or purities or scores:
-        end = last_row + 1.9
+        end = last_row + 1.95
     height = end + 0.17 * len(note.split("\n")) + 0.1 if note else end
     with style.house_style(), matplotlib.rc_context({"axes.titley": 1.0}):
         fig = style.figure(height, layout="none")
@@ -210,7 +210,7 @@ def instance_panels(
         for width, known, draw in below:
             if known:
                 draw(_axes(fig, left, last_row, width, 1.3))
-                left += width + 0.4
+                left += width + 0.6
     return fig
 
 
@@ -351,7 +351,8 @@ def _note(versions: Mapping[str, Version], absent: Mapping[str, str]) -> str:
         lacking = [name for name in versions if name not in known]
         if lacking:
             missing.setdefault(why, []).append(f"{words} of {lacking[0]}" if known else words)
-    return "; ".join(f"{', '.join(words)} ({why})" for why, words in missing.items())
+    shown = "; ".join(f"{', '.join(words)} ({why})" for why, words in missing.items())
+    return f"Not shown: {shown}" if missing else ""
 
 
 def _axes(fig: Figure, left: float, top: float, width: float, height: float) -> Axes:

@@ -1,9 +1,9 @@
-"""Figures of tables of results, whose columns are checked here: accuracy, error rates, evasion, claims."""
+"""Figures of results: accuracy, error rates, ROC, evasion, claims; the columns of their tables stand here."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from nbsupport import checks, intervals
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Floats
+from nbsupport.plots.arrays import Floats, Values
 
 _RATES = {
     "false_positive_rate": "False positives: benign called adversarial",
@@ -131,6 +131,49 @@ def error_rates(table: pd.DataFrame) -> Figure:
     return fig
 
 
+def roc(scores: Mapping[str, tuple[Values, Values]], *, threshold: float = 0.5) -> Figure:
+    """Return the detector's ROC curve for each kind of example, with the area under it and its 95 % interval.
+
+    Parameters
+    ----------
+    scores
+        Name of the examples -> (scores of the benign images (m,), scores of the adversarial ones (n,)), higher
+        meaning adversarial.
+    threshold
+        The dot on each curve is the detector's decision at this score.
+
+    Raises
+    ------
+    ValueError
+        For nothing to draw, or scores of another shape.
+    """
+    arrays.not_empty(scores, name="scores")
+    with style.house_style():
+        fig = style.figure(4.6, width=8.2, layout="compressed")
+        ax = fig.subplots()
+        ax.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1.2, label="chance")
+        for name in style.in_order(scores):
+            benign = arrays.floats(scores[name][0], name=f"benign scores of {name}", shape=("m",))
+            adversarial = arrays.floats(scores[name][1], name=f"adversarial scores of {name}", shape=("n",))
+            area = intervals.roc_auc(benign, adversarial)
+            colour = style.examples_colour(name)
+            size = f"n={len(benign)}+{len(adversarial)}"
+            if np.isnan(area.value):
+                ax.plot([], [], color=colour, label=f"{name}: not measured ({size})")
+                continue
+            # One step down a list of all scores: from (0, 0), above every score, to (1, 1).
+            cuts = np.concatenate([[np.inf], np.unique([*benign, *adversarial])[::-1]])
+            false, true = (1 - np.searchsorted(np.sort(s), cuts) / len(s) for s in (benign, adversarial))
+            label = f"{name}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\n{size}"
+            ax.plot(false, true, color=colour, label=label, linewidth=1.5)
+            ax.plot((benign >= threshold).mean(), (adversarial >= threshold).mean(), "o", color=colour, markersize=6)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title="ROC of the detector")
+        ax.set(xlabel=f"false positive rate (dot: threshold {threshold:g})", ylabel="true positive rate")
+        heading = "n: benign + adversarial,\nAUC with 95 % interval"
+        fig.legend(loc="outside right center", frameon=False, title=heading)
+    return fig
+
+
 def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
     """Return one panel a curve: region accuracy, with its Wilson 95 % interval, against mean RMS.
 
@@ -154,9 +197,10 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
         fig, axes = style.panels(grown, 4.1, sharex=True, sharey=True)
         for i, (ax, part) in enumerate(zip(axes, grown.values(), strict=True)):
             _points(ax, part, color=style.PALETTE[i], marker="os^"[i % 3], markersize=5)
-            for at, height, demand in part[["mean_rms", "region_accuracy", "demand"]].itertuples(index=False):
-                if np.isfinite(at):
-                    ax.annotate(f"{float(demand):.3g}", (at, height), (5, 5), textcoords="offset points", fontsize=9)
+            reached = part.loc[np.isfinite(part["mean_rms"]), ["mean_rms", "region_accuracy", "demand"]]
+            for k, (at, height, demand) in enumerate(reached.itertuples(index=False)):
+                above = (5, 5 + 11 * (k % 3))  # neighbours at different heights, since they may stand close together
+                ax.annotate(f"{float(demand):.3g}", (at, height), above, textcoords="offset points", fontsize=9)
             for name, row in table[of_paper].groupby("demand", sort=False):
                 label = str(name)
                 star = {"marker": "*", "markersize": 13, "markeredgecolor": style.BLACK, "markeredgewidth": 0.6}

@@ -121,8 +121,8 @@ def slice_figure(
     scale = pixel_max * np.array([size for size, _ in sizes])
     strong = class_colours(len(classes))
     with house_style():
-        fig = figure(5.3, layout="none")
-        ax = fig.add_axes((0.85 / 9, 0.6 / 5.3, 4.35 / 9, 4.35 / 5.3), anchor="NW")
+        fig = figure(5.0, layout="none")
+        ax = fig.add_axes((0.85 / 9, 0.6 / 5.0, 4.05 / 9, 4.05 / 5.0), anchor="NW")
         handles = _regions(ax, grid, across * scale[0], up * scale[1], classes)
         for label in np.unique(found):
             mark = {"marker": MARKERS[label % len(MARKERS)], "color": strong[label], "markeredgecolor": BLACK}
@@ -132,7 +132,7 @@ def slice_figure(
         for name, place in points.items():
             dot = examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
             handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
-        for name, centre in (centres if points else {"the image": np.zeros(2)}).items():
+        for name, centre in (centres if points or around is not None else {"the image": np.zeros(2)}).items():
             colour = examples_style(name)["color"] if name in points else BLACK
             corners = (outline + centre) * scale
             ax.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=colour, linewidth=2, zorder=3))
@@ -147,10 +147,12 @@ def slice_figure(
         fig.legend(
             handles=handles,
             loc="upper left",
-            bbox_to_anchor=(5.35 / 9, 5.05 / 5.3),
+            bbox_to_anchor=(5.0 / 9, 4.75 / 5.0),
             frameon=False,
             alignment="left",
             ncols=2 if len(handles) > 12 else 1,
+            columnspacing=1.0,
+            handlelength=1.6,
             title=heading,
         )
     return fig

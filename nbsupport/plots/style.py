@@ -129,15 +129,10 @@ def examples_colour(name: str) -> str:
     return EXAMPLES.get(name) or PALETTE[zlib.crc32(name.encode()) % len(PALETTE)]
 
 
-def examples_marker(name: str) -> str:
-    """Return the marker of a kind of example, the same in every figure."""
-    names = list(EXAMPLES)
-    return MARKERS[(names.index(name) if name in names else zlib.crc32(name.encode())) % len(MARKERS)]
-
-
 def examples_style(name: str) -> dict[str, Any]:
-    """Return colour and marker of a kind of example as keywords of `Axes.plot`."""
-    return {"color": examples_colour(name), "marker": examples_marker(name)}
+    """Return colour and marker of a kind of example, the same in every figure, as keywords of `Axes.plot`."""
+    place = list(EXAMPLES).index(name) if name in EXAMPLES else zlib.crc32(name.encode())
+    return {"color": examples_colour(name), "marker": MARKERS[place % len(MARKERS)]}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
