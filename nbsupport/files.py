@@ -111,7 +111,9 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     signed = {name: text for name, text in metadata.items() if name != "sha256"}
     if expected is None:
         raise DamagedArtifact(path, "it carries no checksum")
-    if signed.get("contents") != tensors_digest(tensors) or expected != _digest(json.dumps(signed, sort_keys=True).encode()):
+    if signed.get("contents") != tensors_digest(tensors) or expected != _digest(
+        json.dumps(signed, sort_keys=True).encode()
+    ):
         raise DamagedArtifact(path, "its checksum differs")
     return tensors, metadata
 

@@ -253,9 +253,7 @@ t.keep(store.open_run(sys.argv[1], dataset="digits", preset="smoke"))
 
 @pytest.mark.parametrize("harm", ["truncate", "flip"])
 @pytest.mark.parametrize("rel", [".a.shards/00001.safetensors", "a.safetensors"])
-def test_damage_is_named_and_computed_again(
-    run: Run, harm: str, rel: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_is_named_and_computed_again(run: Run, harm: str, rel: str, capsys: pytest.CaptureFixture[str]) -> None:
     if rel.startswith("."):
         Calls.stop_at = 9.0
     with contextlib.suppress(KeyboardInterrupt):
@@ -397,9 +395,7 @@ class TestModel:
         assert history.equals(again)
         for name, weight in trained.state_dict().items():
             assert torch.equal(weight, found.state_dict()[name])
-        assert torch.equal(
-            next(reopened(run.dir).model("normal").parameters()).cpu(), next(trained.parameters())
-        )
+        assert torch.equal(next(reopened(run.dir).model("normal").parameters()).cpu(), next(trained.parameters()))
 
     def test_other_images_or_settings_train_it_again(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         self.train(run, self.model())

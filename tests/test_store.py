@@ -61,9 +61,7 @@ def test_a_run_is_opened_again_with_the_same_parameters(run: Run) -> None:
     assert (run.dir / "run.json").read_bytes() == before
 
 
-def test_other_settings_are_taken_said_and_put_stages_out_of_date(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_settings_are_taken_said_and_put_stages_out_of_date(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("02_training", "03_attacks", "05_boundary_analysis", "06_detector")
     for stage in names:
         store_something(run, stage)
@@ -120,7 +118,9 @@ def test_results_without_run_json_are_left_alone(run: Run) -> None:
     store_something(run, "03_attacks")
     (run.dir / "run.json").unlink()
     before = sorted(path for path in run.dir.rglob("*") if path.is_file())
-    with pytest.raises(ValueError, match=r"holds results \(attacks, tables, figures\) but no run.json.*nothing was chang"):
+    with pytest.raises(
+        ValueError, match=r"holds results \(attacks, tables, figures\) but no run.json.*nothing was chang"
+    ):
         open_run(run.dir, n=7)
     assert sorted(path for path in run.dir.rglob("*") if path.is_file()) == before
 
@@ -160,7 +160,9 @@ def test_an_unreadable_run_json_is_named(run: Run, text: str) -> None:
         open_run(run.dir)
 
 
-@pytest.mark.parametrize("rel", ["../precious.txt", "a/../../precious.txt", "ABSOLUTE", "C:\\precious.txt", "..\\x", ""])
+@pytest.mark.parametrize(
+    "rel", ["../precious.txt", "a/../../precious.txt", "ABSOLUTE", "C:\\precious.txt", "..\\x", ""]
+)
 def test_a_foreign_run_json_deletes_nothing_outside(run: Run, tmp_path: Path, rel: str) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("keep me")

@@ -133,8 +133,8 @@ def is_artifact(rel: str) -> bool:
 
 
 def content(path: Path) -> str:
-    """Return the digest of the tensors of the file `path` from its header; of a file of another writer, of its bytes."""
-    return files.read_metadata(path).get("contents") or files.file_digest(path)
+    """Return the digest of the tensors of the file `path` from its header; where it has none, of the file's bytes."""
+    return (files.read_metadata(path).get("contents") if is_artifact(path.name) else None) or files.file_digest(path)
 
 
 def _intact(path: Path, digest: str) -> bool:
