@@ -452,9 +452,9 @@ def test_unmeasured_cells_are_empty_and_null() -> None:
         "matrix rate: 1 GFLOP/s before attacks",
         "",
         "x",
-        "what rms",
-        " one    ",
-        " two 0.5",
+        "what  rms",
+        "one",
+        "two   0.5",
     ]
     assert json.loads(found.as_json())["rows"][0]["rms"] is None
 

@@ -278,7 +278,7 @@ def test_wide_tables_go_into_blocks_that_name_their_rows() -> None:
     assert len(headers) > 1
     assert [header[:2] for header in headers] == [["model", "n"]] * len(headers)
     assert [name for header in headers for name in header[2:]] == list(frame)[2:]
-    assert sum(line.startswith("pgd     100") for line in lines) == len(headers)
+    assert sum(line.startswith("pgd    100") for line in lines) == len(headers)
 
 
 def test_long_tables_and_texts_are_told_in_full() -> None:

@@ -129,26 +129,24 @@ def frame_text(frame: pd.DataFrame) -> str:
         texts = [name, *map(_cell, frame[name])]
         width = max(map(len, texts))
         columns[name] = [text.rjust(width) if is_numeric_dtype(frame[name]) else text.ljust(width) for text in texts]
+    widths = {name: len(texts[0]) for name, texts in columns.items()}
+    gap = 2 if sum(widths.values()) + 2 * len(widths) <= WIDTH else 1
     keys: list[str] = []
     for name in columns:
-        if is_float_dtype(frame[name]) or _width(columns, [*keys, name]) > WIDTH // 2:
+        if is_float_dtype(frame[name]) or sum(widths[key] + gap for key in [*keys, name]) > WIDTH // 2:
             break
         keys.append(name)
     blocks = [list(keys)]
     for name in list(columns)[len(keys) :]:
-        if blocks[-1] != keys and _width(columns, [*blocks[-1], name]) > WIDTH:
+        if blocks[-1] != keys and sum(widths[each] + gap for each in [*blocks[-1], name]) > WIDTH + gap:
             blocks.append(list(keys))
         blocks[-1].append(name)
     lines = []
     for block in blocks:
         for cells in zip(*(columns[name] for name in block), strict=True):
-            lines += textwrap.wrap("  ".join(cells).rstrip(), WIDTH, subsequent_indent="    ") or [""]
+            lines += textwrap.wrap((" " * gap).join(cells).rstrip(), WIDTH, subsequent_indent="    ") or [""]
         lines.append("")
     return "\n".join(lines[:-1])
-
-
-def _width(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> int:
-    return sum(len(columns[name][0]) + 2 for name in names) - 2
 
 
 def _cell(value: Any) -> str:
