@@ -43,10 +43,8 @@ def described(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     """Return the processor's name: Python's own `platform` knows none on Linux."""
-    for line in _lines("cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in _lines("cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _lines(name: str) -> list[str]:
@@ -109,10 +107,9 @@ def memory_growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...
         return _growth(model, x, y, counts)
     added = {name: value for name, value in _NOTHING_KEPT.items() if name not in os.environ}
     os.environ.update(added)  # only a process that starts with them heeds them
+    threads = (torch.get_num_threads(),)
     try:
-        threads = (torch.get_num_threads(),)
-        context = get_context("spawn")
-        with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=threads) as pool:
+        with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as pool:
             return pool.submit(_growth, model, x, y, counts).result()
     finally:
         for name in added:
