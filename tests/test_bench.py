@@ -6,22 +6,17 @@ import dataclasses
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbsupport import bench, boundary, models, presets, region, runtime
-from nbsupport.bench import attack_cases, attacks, engine, memory, peers, published, rates, results, subject
-from nbsupport.bench.attack_cases import Case
-from nbsupport.bench.counting import Counting
-from nbsupport.bench.measured import measure
-from nbsupport.bench.narrator import Narrator
-from nbsupport.bench.plain import plain
-from nbsupport.bench.subject import Subject
-
-PASSES = {"forwards_per_image", "backwards_per_image"}
+from nbsupport import attacks, bench, boundary, models, presets, region, runtime
+from nbsupport.bench import Narrator, Results, Subject, cases, machine, peers, published, subject, timing
+from nbsupport.bench.timing import Case, Measured
 
 
 def half_space(dim: int = 64) -> models.HalfSpace:
@@ -35,6 +30,11 @@ def of_half_space(n: int = 6) -> Subject:
     x = 0.5 + 0.02 * torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     settings = presets.settings("digits", overrides={"magnitude_max": 0.2, "samples": 20})
     return Subject("half-space", half_space(), x, torch.zeros(n, dtype=torch.int64), settings, flops=128.0)
+
+
+def measured(s: Subject, call: Callable[[Subject], object]) -> Measured:
+    """What `call(s)` returns, and the passes that are counted meanwhile."""
+    return timing.measure(Case("test", lambda s, steps: call(s), 1, 1, lambda s, run, first: {}), s)
 
 
 @pytest.fixture
@@ -70,9 +70,8 @@ def test_the_subject_is_trained_on_digits_where_mnist_is_not_at_hand(
     assert found.name == "digits_cnn on digits"
     assert len(found.x) == 5
     assert torch.equal(runtime.predict(found.model, found.x), found.y)
-    assert "digits_cnn is trained on 1,297 images of digits, 2 epochs" in told
-    assert any("training: up to about" in line for line in told)
-    assert any("42 batches" in line or "/42" in line for line in told)
+    assert told[0] == "digits_cnn is trained on 1,297 images of digits, 2 epochs, 42 batches"
+    assert any("/42 batches" in line and "left" in line for line in told)
 
 
 def test_a_stored_model_is_not_trained(digits_model: Path, narrator: Narrator, told: list[str]) -> None:
@@ -111,68 +110,67 @@ def test_flops_of_a_forward_pass(name: str, side: int, mflop: float) -> None:
     assert subject.forward_flops(model, torch.zeros(1, 1, side, side)) / 1e6 == pytest.approx(mflop, abs=0.06)
 
 
-def test_a_backward_pass_counts_as_one() -> None:
-    one = dataclasses.replace(of_half_space(), flops=27.8e6)
-    forward_and_backward = measure(one, _one_step)
-    assert (forward_and_backward.forwards, forward_and_backward.backwards) == (6, 6)
-    assert one.share(forward_and_backward.passes / 6, 1.0, matrix_rate=55.6e6) == pytest.approx(1.0)
-
-
-def _one_step(model: nn.Module) -> Tensor:
-    x = of_half_space().x.requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
-    return gradient
-
-
 # counting
 
 
-def test_counting_keeps_the_model_and_counts_rows() -> None:
-    inner = half_space()
-    vars(inner)["batch_rows"], vars(inner)["channels_last"] = {"cpu": 3}, True
+def test_images_that_pass_are_counted_forward_and_backward() -> None:
+    s = of_half_space(5)
     heard: list[int] = []
-    model = Counting(inner, heard.append)
-    x = torch.rand(5, 1, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(model(x), inner(x))
-    x.requires_grad_()
-    model(x[:2])[:, 1].sum().backward()
-    assert (model.forwards, model.backwards, model.passes) == (7, 2, 9)
-    assert heard == [5, 7]
-    assert runtime.rows_per_batch(model, (1, 8, 8), torch.device("cpu")) == 3
-    assert model.channels_last
+
+    def call(s: Subject, steps: int) -> Tensor:
+        with torch.no_grad():
+            logits = s.model(s.x)
+        x = s.x[:2].requires_grad_()
+        torch.autograd.grad(s.model(x)[:, 1].sum(), x)
+        return logits
+
+    run = timing.measure(Case("test", call, 1, 1, lambda s, run, first: {}), s, heard.append)
+    assert torch.equal(run.result, s.model(s.x))
+    assert (run.forwards, run.backwards) == (7, 2)
+    assert run.passes_per_s == 9 / run.seconds
+    assert heard == [5, 7]  # and no more when the measurement is over
 
 
-@pytest.mark.parametrize("case", attack_cases.ours() + attack_cases.as_published(), ids=lambda case: case.what)
+def test_the_share_of_the_matrix_rate_counts_every_pass() -> None:
+    s = dataclasses.replace(of_half_space(), flops=27.8e6)
+    case = timing.batch(s, "float32", backward=True)
+    row = case.row(s, Measured(6, 2.0, forwards=6, backwards=6, peak=0), Measured(6, 2.0, 6, 6, 0), 27.8e6)
+    assert row["matrix_share"] == 6
+    assert row["passes_per_s"] == 6
+
+
+@pytest.mark.parametrize("index", range(11))
 def test_passes_counted_here_are_those_that_the_attack_states(
-    case: Case, digits_model: Path, narrator: Narrator
+    index: int, digits_model: Path, narrator: Narrator
 ) -> None:
-    measured = bench.obtain(3, digits_model, narrator)
-    steps = 6
-    run = measure(measured, lambda model: case.attack(model, measured, steps))
-    assert isinstance(run.result, attacks.attacks.Attack)
+    s = bench.obtain(3, digits_model, narrator)
+    listed = cases.own_attacks(s) + cases.published_attacks(s, narrator)
+    assert len(listed) == 11
+    case = dataclasses.replace(listed[index], steps=6)
+    run = timing.measure(case, s)
+    assert isinstance(run.result, attacks.Attack)
     assert run.forwards == int(run.result.forwards.sum())
     assert run.backwards == int(run.result.backwards.sum())
     checks = 12 * 20 * 3  # before, after, and in the bisection, of all views
-    assert run.passes <= 3 * case.passes * steps / case.steps + checks
+    assert run.forwards + run.backwards <= 3 * case.passes * 6 / listed[index].steps + checks
 
 
-def test_pgd_passes() -> None:
-    row = attacks.case_row(of_half_space(), 1e9, attack_cases.ours()[0], Narrator(lambda line: None))
+def test_pgd_passes(narrator: Narrator) -> None:
+    s = of_half_space()
+    [row] = timing.rows(cases.own_attacks(s)[:1], s, 1e9, narrator, {"float32": Measured(0, 1.0, 1, 1, 0)})
     assert (row["forwards_per_image"], row["backwards_per_image"]) == (43, 40)  # before, 40 and the last, after
     assert row["success"] == 1.0
     assert row["mean_rms"] == pytest.approx(0.15, abs=0.01)  # at a corner of the ball: every pixel moves by eps
 
 
-def test_the_engine_counts_full_batches() -> None:
-    found = engine.pace(of_half_space(), backward=True, seconds=0.0001)
-    assert found.rows == 512  # what the rule of thumb says of 64 pixels
-    assert found.forwards == found.backwards
-    assert found.forwards % 512 == 0
-    forward = engine.pace(of_half_space(), backward=False, rows=6, seconds=0.0001)
-    assert forward.rows == 6
-    assert forward.backwards == 0
-    assert forward.forwards >= 6
+def test_the_model_alone_passes_full_batches() -> None:
+    s = of_half_space()
+    run = timing.measure(timing.batch(s, "float32", backward=True), s, seconds=0.001)
+    assert run.result == 512  # what the rule of thumb says of 64 pixels
+    assert run.forwards == run.backwards
+    assert run.forwards % 512 == 0
+    run = timing.measure(timing.batch(s, "mixed", backward=False, rows=6), s)
+    assert (run.result, run.forwards, run.backwards) == (6, 6, 0)
 
 
 # the published loops
@@ -190,7 +188,7 @@ def test_the_whole_batch_search_comes_near_the_exact_distance() -> None:
 
 def test_the_whole_batch_search_stops_for_all_at_once() -> None:
     s = of_half_space(4)
-    run = measure(s, lambda model: published.carlini_wagner(model, s.x, s.y, search_steps=3, steps=50))
+    run = measured(s, lambda s: published.carlini_wagner(s.model, s.x, s.y, search_steps=3, steps=50))
     assert run.forwards == run.backwards
     assert run.forwards % 4 == 0  # always the whole batch
     iterations = run.forwards // 4
@@ -208,7 +206,7 @@ def test_the_published_scan_is_the_definition() -> None:
     s = of_half_space(3)
     grid = s.settings.magnitudes
     directions = boundary.directions(64, 64, negate=True, generator=runtime.seeded(0, "test"))
-    run = measure(s, lambda model: published.scan(model, s.x, directions, grid))
+    run = measured(s, lambda s: published.scan(s.model, s.x, directions, grid))
     distance, adjacent = run.result
     pooled = boundary.probe(s.model, s.x, directions, grid, search="scan")
     assert torch.equal(distance, pooled.distance)
@@ -221,7 +219,7 @@ def test_the_published_scan_is_the_definition() -> None:
 def test_the_published_vote_is_that_of_all_points(digits_model: Path, narrator: Narrator) -> None:
     s = bench.obtain(30, digits_model, narrator)
     points = torch.rand(20, 64, generator=runtime.seeded(0, "bench"))
-    run = measure(s, lambda model: published.vote(model, s.x, 2 * points - 1, radius=0.4))
+    run = measured(s, lambda s: published.vote(s.model, s.x, 2 * points - 1, radius=0.4))
     pooled = region.classify(s.model, s.x, radius=0.4, samples=20, stop="none", generator=runtime.seeded(0, "bench"))
     assert torch.equal(run.result, pooled.label)
     assert run.forwards == 30 * 20
@@ -235,7 +233,7 @@ def test_images_are_judged_in_float32() -> None:
     normal = models.HalfSpace.get_buffer(s.model, "normal").view(1, 8, 8)
     far = (s.model.distance(s.x) + 0.01).float()[:, None, None, None] * normal
     x_adv = s.x + torch.stack((far[0], 0 * far[1], 0.5 * far[2]))
-    success, rms = attacks.judged(s, x_adv)
+    _, success, rms = cases.judged(s, x_adv)
     assert success.tolist() == [True, False, False]
     assert rms[0] == pytest.approx(float(far[0].norm()) / 8, rel=1e-4)
     assert rms[1] == 0
@@ -244,13 +242,16 @@ def test_images_are_judged_in_float32() -> None:
 def test_an_image_out_of_range_is_judged_within_it() -> None:
     s = of_half_space(1)
     normal = s.model.get_buffer("normal").view(1, 1, 8, 8)
-    success, rms = attacks.judged(s, s.x + 1000 * normal)
+    x_adv, success, rms = cases.judged(s, s.x + 1000 * normal)
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
     assert success.tolist() == [True]
     assert float(rms) < 1
 
 
-def test_a_row_without_success_has_no_rms(narrator: Narrator) -> None:
-    row = attacks.case_row(of_half_space(), 1e9, Case("idle", 1, 1, lambda model, s, steps: s.x), narrator)
+def test_a_row_without_success_has_no_rms() -> None:
+    s = of_half_space()
+    run = measured(s, lambda s: s.x)
+    row = cases.attacked(s, run, run)
     assert row["success"] == 0
     assert row["mean_rms"] is None
 
@@ -258,62 +259,68 @@ def test_a_row_without_success_has_no_rms(narrator: Narrator) -> None:
 # peers
 
 
+@pytest.fixture
+def foolbox() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pytest.importorskip("foolbox")
+
+
 def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    cases = attack_cases.others(narrator)
-    assert [case.what for case in cases] == ["whole-batch C&W 4 x 200"]
+    assert peers.foolbox(cases.attacked, narrator) == []
     [line] = told
     assert "Foolbox cannot be imported, so its rows are left out" in line
     assert "pip install -e '.[peers]'" in line
     assert narrator.notes == [line.strip()]
 
 
-def test_foolbox_finds_what_is_there(narrator: Narrator) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pytest.importorskip("foolbox")
+def test_foolbox_finds_what_is_there(narrator: Narrator, told: list[str], foolbox: ModuleType) -> None:
     s = of_half_space(4)
     exact = s.model.distance(s.x)
-    found = peers.foolbox()
+    found = peers.foolbox(cases.attacked, narrator)
     names = ["C&W 4 x 200", "C&W 4 x 200, tuned", "DDN 200", "FMN 200"]
-    assert [peer.what for peer in found] == [f"Foolbox {name}" for name in names]
-    for peer in found:
-        run = measure(s, lambda model, peer=peer: peer.attack(model, s.x, s.y, 60))
-        success, rms = attacks.judged(s, run.result)
-        assert success.all(), peer.what
+    assert [case.what for case in found] == [f"Foolbox {name}" for name in names]
+    assert [case.plain for case in found] == [True, False, True, True]
+    never_shortens = foolbox.__version__ in peers.UNPROJECTED
+    assert len(narrator.notes) == 1 + never_shortens  # what a row must be read with
+    assert told == [f"  {note}" for note in narrator.notes]
+    for case in found:
+        run = timing.measure(dataclasses.replace(case, steps=60), s)
+        _, success, rms = cases.judged(s, run.result)
+        assert success.all(), case.what
         assert bool((8 * rms >= 0.999 * exact).all())
-        if not peer.remark:
-            assert bool((8 * rms <= 1.5 * exact).all()), peer.what
+        if not (never_shortens and "FMN" in case.what):
+            assert bool((8 * rms <= 1.5 * exact).all()), case.what
         assert run.forwards % 4 == run.backwards % 4 == 0
         assert 4 * 60 <= run.backwards <= run.forwards <= 4 * 4 * 61
 
 
-def test_what_a_peer_must_be_read_with_is_noted(
-    monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
-) -> None:
-    monkeypatch.setattr(peers, "foolbox", lambda: [peers.Peer("a", 1, 2, lambda *given: given[1], "reads badly")])
-    assert [case.what for case in attack_cases.others(narrator)] == ["whole-batch C&W 4 x 200", "a"]
-    assert narrator.notes == ["reads badly"]
-    assert told == ["  reads badly"]
+def test_a_black_image_of_a_peer_is_no_success(foolbox: ModuleType) -> None:
+    s = dataclasses.replace(of_half_space(2), model=models.HalfSpace(-torch.ones(64), -1.0).eval())  # dark is class 1
+
+    def found_nothing(steps: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """As Foolbox's Carlini & Wagner says it."""
+        return lambda model, x, criterion, epsilons: (0 * x, 0 * x, torch.ones(len(x), dtype=torch.bool))
+
+    x_adv = peers.wrapped(foolbox, found_nothing)(s, 1)
+    assert torch.equal(x_adv, s.x)
+    assert not cases.judged(s, x_adv)[1].any()
 
 
-def test_a_black_image_of_a_peer_is_no_success() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        library = pytest.importorskip("foolbox")
-    s = of_half_space(2)
-    black = dataclasses.replace(s, model=models.HalfSpace(-torch.ones(64), -1.0))  # class 1 is where it is dark
-    wrapped = peers._call(library, lambda steps: _Black())
-    x_adv = wrapped(black.model, black.x, black.y, 1)
-    assert torch.equal(x_adv, black.x)
-    assert not attacks.judged(black, x_adv)[0].any()
-
-
-class _Black:
-    """An attack that found nothing and says so as Foolbox's Carlini & Wagner does."""
-
-    def __call__(self, model: object, x: Tensor, criterion: object, epsilons: None) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.zeros_like(x), torch.zeros_like(x), torch.ones(len(x), dtype=torch.bool)
+def test_a_plain_model_is_a_copy_as_its_user_has_it() -> None:
+    model = models.build("mnist_cnn", in_shape=(1, 28, 28), num_classes=10).train().requires_grad_(False)
+    before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    plain = timing.plain(model)
+    assert model.training
+    assert not plain.training
+    assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in plain.parameters())
+    found = plain(x)
+    found.sum().backward()
+    torch.testing.assert_close(found, model.eval()(x))
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert before == {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
 
 
 # the whole
@@ -324,11 +331,13 @@ def test_the_rows_of_a_benchmark(
     what: str, monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    monkeypatch.setattr(rates, "SIZE", 64)
-    monkeypatch.setattr(memory, "rows", lambda subject: iter([{"what": "memory", "images": 64, "growth_mb": 1.0}]))
-    short = [dataclasses.replace(case, steps=2) for case in attack_cases.ours()]
-    monkeypatch.setattr(attack_cases, "ours", lambda: short)
-    monkeypatch.setattr(attack_cases, "as_published", lambda: short[:2])
+    monkeypatch.setattr(machine, "SIZE", 64)
+    monkeypatch.setattr(machine, "memory_growth", lambda model, x, y, counts: [1_000_000 for _ in counts])
+
+    def short(what: str, call: Callable[..., object], steps: int, *rest: object, **more: object) -> Case:
+        return Case(what, call, steps if steps <= 20 else 2, *rest, **more)  # grid and points are 20, an attack is cut
+
+    monkeypatch.setattr(cases, "Case", short)
     kept: list[int] = []
     found = bench.run(
         what, of_half_space(), narrator, images=4, keep=lambda so_far: kept.append(len(so_far.rows)), seconds=0.001
@@ -352,7 +361,7 @@ def test_the_rows_of_a_benchmark(
     text = found.as_text().splitlines()
     assert max(map(len, text)) <= 120 or text[0].startswith("half-space")
     assert all(row["what"] in found.as_text() for row in found.rows)
-    assert all(table.split()[-1] in ("matrix_share", "backwards", "peak_gb", "growth_mb") for table in _heads(text))
+    assert all(table.split()[-1] in ("matrix_share", "inputs_and_results_mb") for table in _heads(text))
 
 
 def _heads(text: list[str]) -> list[str]:
@@ -361,7 +370,8 @@ def _heads(text: list[str]) -> list[str]:
 
 
 def test_searches_are_compared_with_the_scan(narrator: Narrator) -> None:
-    rows = {row["what"]: row for row in bench.boundary.rows(of_half_space(2), 1e9, narrator, seconds=0.001)}
+    found = cases.rows("boundary", of_half_space(2), 1e9, narrator, seconds=0.001)
+    rows = {row["what"]: row for row in found}
     plain, scan, bracket = rows["scan, one image at a time"], rows["scan"], rows["bracket"]
     assert plain["agreement"] == scan["agreement"] == bracket["agreement"] == 1  # a half-space has no re-entry
     assert plain["speed_up"] == 1
@@ -373,18 +383,25 @@ def test_searches_are_compared_with_the_scan(narrator: Narrator) -> None:
 
 def test_rays_that_differ_are_counted() -> None:
     distance, adjacent = torch.tensor([[0.1, 0.2, torch.inf]]), torch.tensor([[1, 2, -1]])
-    assert bench.boundary._differing((distance, adjacent), (distance, adjacent)) == 0
-    assert bench.boundary._differing((distance, torch.tensor([[1, 3, -1]])), (distance, adjacent)) == 1
-    assert bench.boundary._differing((torch.tensor([[0.1, 0.1, 0.3]]), adjacent), (distance, adjacent)) == 2
+    first = Measured((distance, adjacent), 2.0, 3, 0, 0)
+    for found, differing in (
+        ((distance, adjacent), 0),
+        ((distance, torch.tensor([[1, 3, -1]])), 1),
+        ((torch.tensor([[0.1, 0.1, 0.3]]), adjacent), 2),
+    ):
+        row = cases.mapped(of_half_space(1), Measured(found, 0.5, 6, 0, 0), first, on_grid=True)
+        assert row["differing"] == differing
+        assert row["agreement"] == pytest.approx(1 - differing / 3)
+        assert (row["speed_up"], row["rays_per_s"], row["forwards_per_ray"]) == (4, 6, 2)
 
 
-def test_votes_are_compared_with_all_points(digits_model: Path, narrator: Narrator) -> None:
+def test_votes_are_compared_with_the_plain_one(digits_model: Path, narrator: Narrator) -> None:
     s = bench.obtain(12, digits_model, narrator)
-    rows = {row["what"]: row for row in bench.region.rows(s, 1e9, narrator, seconds=0.001)}
+    rows = {row["what"]: row for row in cases.rows("region", s, 1e9, narrator, seconds=0.001)}
     assert rows["one image at a time"]["forwards_per_image"] == 100
-    assert rows["one image at a time"]["differing"] == rows["exact stop"]["differing"] == 0
+    assert rows["all points"]["differing"] == rows["exact stop"]["differing"] == 0
     assert rows["exact stop"]["forwards_per_image"] < rows["all points"]["forwards_per_image"]
-    assert rows["alpha stop"]["agreement"] == 1 - rows["alpha stop"]["differing"] / 12
+    assert rows["alpha stop"]["agreement"] == pytest.approx(1 - rows["alpha stop"]["differing"] / 12)
 
 
 def test_images_by_default() -> None:
@@ -394,7 +411,7 @@ def test_images_by_default() -> None:
 
 def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narrator) -> None:
     s = bench.obtain(10, digits_model, narrator)
-    few, many = memory.rows(s)
+    few, many = cases.memory(s)
     assert (few["images"], many["images"]) == (64, 1000)
     assert many["inputs_and_results_mb"] == 2 * 1000 * 64 * 4 / 1e6
     assert 0 < few["growth_mb"] < 100
@@ -404,30 +421,30 @@ def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narr
 
 @pytest.mark.gpu
 def test_memory_of_a_gpu(cuda: torch.device, digits_model: Path, narrator: Narrator) -> None:
-    few, many = memory.rows(bench.obtain(10, digits_model, narrator))
+    few, many = cases.memory(bench.obtain(10, digits_model, narrator))
     assert many["growth_mb"] - few["growth_mb"] < 3 * many["inputs_and_results_mb"]
 
 
 def test_the_peak_is_that_since_the_reset() -> None:
     device = torch.device("cpu")
     block = torch.ones(60_000_000)
-    high = rates.peak_bytes(device)
+    high = machine.peak_bytes(device)
     del block
     assert high > 240_000_000
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the system cannot reset the peak")
-    rates.reset_peak(device)
-    assert rates.peak_bytes(device) < high - 200_000_000
+    machine.reset_peak(device)
+    assert machine.peak_bytes(device) < high - 200_000_000
 
 
 def test_the_matrix_rate_counts_two_flops_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "SIZE", 8)
-    monkeypatch.setattr(rates, "timed", lambda call, device: (call(), 2.0))
-    assert rates.matrix_rate(torch.device("cpu")) == 2 * 8**3 / 2.0
+    monkeypatch.setattr(machine, "SIZE", 8)
+    monkeypatch.setattr(machine, "timed", lambda call, device: (call(), 2.0))
+    assert machine.matrix_rate(torch.device("cpu")) == 2 * 8**3 / 2.0
 
 
 def test_what_a_timing_is_read_with() -> None:
-    found = rates.machine(torch.device("cpu"))
+    found = machine.described(torch.device("cpu"))
     assert found["device"] == "cpu"
     assert found["device_name"]
     assert found["threads"] == torch.get_num_threads()
@@ -445,7 +462,7 @@ def test_progress_is_told_in_passes(told: list[str]) -> None:
 
 
 def test_unmeasured_cells_are_empty_and_null() -> None:
-    found = results.Results("a", {"device_name": "b", "threads": 1, "torch": "c"}, [], {"attacks": 1e9})
+    found = Results("a", {"device_name": "b", "threads": 1, "torch": "c"}, [], {"attacks": 1e9})
     found.rows = [{"bench": "x", "what": "one", "rms": None, "empty": None}, {"bench": "x", "what": "two", "rms": 0.5}]
     assert found.as_text().splitlines() == [
         "a; b, 1 thread, torch c",
@@ -457,22 +474,3 @@ def test_unmeasured_cells_are_empty_and_null() -> None:
         "two   0.5",
     ]
     assert json.loads(found.as_json())["rows"][0]["rms"] is None
-
-
-def test_a_plain_model_is_what_its_user_has_and_is_given_back() -> None:
-    model = models.build("mnist_cnn", in_shape=(1, 28, 28), num_classes=10).train()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
-    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    expected = model.eval()(x).detach()
-    model.train()
-    with plain(model):
-        assert not model.training
-        assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in model.parameters())
-        found = model(x)
-        found.sum().backward()
-        torch.testing.assert_close(found, expected)
-    assert model.training
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
-    assert before == {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}

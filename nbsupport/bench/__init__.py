@@ -1,22 +1,20 @@
 """The timed loops: the kernels against plain code and other libraries, on the same model and images.
 
 Every figure is taken in one process, beside the machine's own matrix rate, since machines differ and drift: compare
-ratios, not seconds.
+ratios, not seconds. The results, with their conditions, are in the README.md of this folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from nbsupport.bench import attacks, boundary, engine, rates, region
-from nbsupport.bench.narrator import Narrator
-from nbsupport.bench.results import Results
+from nbsupport.bench import cases, machine
+from nbsupport.bench.results import Narrator, Results
 from nbsupport.bench.subject import Subject, obtain
 
 __all__ = ["IMAGES", "Narrator", "Results", "Subject", "most_images", "obtain", "run"]
 
 IMAGES = {"attacks": 64, "boundary": 20, "region": 1000, "published": 30}  # measured on, unless told otherwise
-_ROWS = {"attacks": attacks.rows, "boundary": boundary.rows, "region": region.rows, "published": attacks.published_rows}
 
 
 def most_images(what: str, images: int | None) -> int:
@@ -31,7 +29,7 @@ def run(
     *,
     images: int | None = None,
     keep: Callable[[Results], None] = lambda results: None,
-    seconds: float = engine.SECONDS,
+    seconds: float = 1.0,
 ) -> Results:
     """Return the measurements of the benchmark `what`.
 
@@ -51,11 +49,10 @@ def run(
     seconds : float
         For which the model's own pace is measured at least, before each benchmark.
     """
-    results = Results(subject.name, rates.machine(subject.device), narrator.notes)
+    results = Results(subject.name, machine.described(subject.device), narrator.notes)
     for name in _named(what):
-        part = subject.first(images or IMAGES[name])
-        matrix_rate = results.matrix_rate[name] = rates.matrix_rate(subject.device)
-        for row in _ROWS[name](part, matrix_rate, narrator, seconds=seconds):
+        rate = results.matrix_rate[name] = machine.matrix_rate(subject.device)
+        for row in cases.rows(name, subject.first(images or IMAGES[name]), rate, narrator, seconds=seconds):
             results.rows.append(row)
             keep(results)
     return results

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nbsupport import data, models, presets, runtime, train
-from nbsupport.bench import rates
-from nbsupport.bench.narrator import Narrator
+from nbsupport.bench.results import Narrator
 
 EPOCHS, TRAIN_N = {"digits": 8, "mnist": 2}, {"digits": 1297, "mnist": 20000}
 _BY_SHAPE = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
@@ -36,7 +34,8 @@ class Subject:
     settings : Settings
         The preset `standard`: budgets, radius, magnitudes, directions.
     flops : float
-        Of one forward pass of one image; a backward pass to the pixels costs the same.
+        Of one forward pass of one image; a backward pass to the pixels costs the same. As a share of the machine's
+        float32 matrix rate, passes in mixed precision may exceed 1.
     """
 
     name: str
@@ -54,13 +53,6 @@ class Subject:
     def first(self, n: int) -> Subject:
         """Return the subject with its first `n` images (all, where there are fewer)."""
         return replace(self, x=self.x[:n], y=self.y[:n])
-
-    def share(self, passes: float, seconds: float, matrix_rate: float) -> float:
-        """Return the FLOP/s of `passes` of one image, forward or backward, as a share of `matrix_rate`.
-
-        That rate is float32's: in mixed precision the share may exceed 1.
-        """
-        return self.flops * passes / seconds / matrix_rate
 
 
 def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
@@ -86,18 +78,16 @@ def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
     device = runtime.best_device()
     if model is None:
         settings = presets.settings("mnist" if _mnist_is_here() else "digits")
-        trained = _trained(settings, device, narrator)
+        net = _trained(settings, device, narrator)
     else:
-        trained = models.load(model).to(device)
-        settings = presets.settings(_dataset(trained, model))
+        net = models.load(model).to(device)
+        settings = presets.settings(_dataset(net, model))
     test = data.load(settings.dataset, train=False, limit=max(_VALIDATION, 2 * images))
-    keep = (runtime.predict(trained, test.x).cpu() == test.y).nonzero().squeeze(1)[:images]
+    keep = (runtime.predict(net, test.x).cpu() == test.y).nonzero().squeeze(1)[:images]
     if not len(keep):
         raise ValueError(f"expected a model that classifies images of {settings.dataset}, got one that is never right")
     x, y = test.x[keep].to(device), test.y[keep].to(device)
-    return Subject(
-        f"{_spec(trained).name} on {settings.dataset}", trained, x, y, settings, forward_flops(trained, x[:1])
-    )
+    return Subject(f"{vars(net)['spec'].name} on {settings.dataset}", net, x, y, settings, forward_flops(net, x[:1]))
 
 
 def forward_flops(model: nn.Module, x: Tensor) -> float:
@@ -113,51 +103,35 @@ def _mnist_is_here() -> bool:
     return named is not None and (Path(named).expanduser() / "MNIST" / "raw").is_dir()
 
 
-def _spec(model: nn.Module) -> models.Spec:
-    spec: models.Spec = vars(model)["spec"]  # of every model that was built or loaded
-    return spec
-
-
 def _dataset(model: nn.Module, path: Path) -> str:
-    shape = _spec(model).in_shape
+    shape = vars(model)["spec"].in_shape
     if shape not in _BY_SHAPE:
         known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in _BY_SHAPE.items())
         raise ValueError(f"expected a model for images of {known}, got {'x'.join(map(str, shape))} in {path}")
     return _BY_SHAPE[shape]
 
 
-def _trained(settings: presets.Settings, device: torch.device, narrator: Narrator) -> nn.Module:
+def _trained(s: presets.Settings, device: torch.device, narrator: Narrator) -> nn.Module:
     """Return a normally trained model of a data set in `EPOCHS`."""
-    name = settings.dataset
-    epochs = EPOCHS[name]
+    name, epochs = s.dataset, EPOCHS[s.dataset]
     fitted = data.load(name, train=True, limit=TRAIN_N[name]).to(device)
     validation = data.load(name, train=False, limit=_VALIDATION).to(device)
     with torch.random.fork_rng(devices=[]):  # the initial weights come from torch's global stream
         torch.manual_seed(0)
-        model = models.build(settings.model, in_shape=fitted.in_shape, num_classes=fitted.num_classes).to(device)
+        model = models.build(s.model, in_shape=fitted.in_shape, num_classes=fitted.num_classes).to(device)
 
-    def fit(
-        model: nn.Module, images: data.ImageSet, epochs: int, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        train.fit(
-            model,
-            images,
-            epochs=epochs,
-            validation=validation.first(len(images)),
-            generator=runtime.seeded(0, "bench"),
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            progress=progress,
-        )
-
-    few = fitted.first(10 * settings.batch_size)
-    throwaway = copy.deepcopy(model)
-    fit(throwaway, few, 1)  # warms up
-    seconds = rates.timed(lambda: fit(throwaway, few, 1), device)[1]
-    narrator.say(f"{settings.model} is trained on {len(fitted):,} images of {name}, {epochs} epochs")
-    narrator.coming("training", seconds * epochs * len(fitted) / len(few))
-    batches = epochs * -(-len(fitted) // settings.batch_size)
+    batches = epochs * math.ceil(len(fitted) / s.batch_size)
+    narrator.say(f"{s.model} is trained on {len(fitted):,} images of {name}, {epochs} epochs, {batches} batches")
     tick = narrator.ticker("training", batches, "batches")
-    fit(model, fitted, epochs, lambda done, total: tick(done))
+    train.fit(
+        model,
+        fitted,
+        epochs=epochs,
+        validation=validation,
+        generator=runtime.seeded(0, "bench"),
+        batch_size=s.batch_size,
+        lr=s.lr,
+        weight_decay=s.weight_decay,
+        progress=lambda done, total: tick(done),
+    )
     return model.eval()
