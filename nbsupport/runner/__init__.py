@@ -13,7 +13,7 @@ from nbsupport.runner import notebooks, report
 from nbsupport.runner.job import Job, intent, plan
 from nbsupport.runner.notebooks import StageFailed
 from nbsupport.runner.progress import Echo, Follower, duration
-from nbsupport.store import stages
+from nbsupport.store import manifest
 
 Executor = Callable[[Job, str], None]  # runs a stage, or waits until it has run; raises StageFailed
 
@@ -56,7 +56,7 @@ def execute_stage(job: Job, stage: str) -> None:
         if state.name != "complete":
             missing = ", ".join(state.faults) or "it did not record any (Run.finish)"
             raise StageFailed(stage, f"the notebook ended without its outputs: {missing}", "", str(copy))
-        stages.add_output(opened.dir, stage, copy)
+        manifest.add_output(opened.dir, stage, copy)
     except StageFailed as failure:
         opened.journal.append(stage=stage, event="failed", error=failure.error)
         raise

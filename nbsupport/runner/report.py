@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbsupport import files
 from nbsupport.runner.progress import describe, duration
-from nbsupport.store import STAGES, Run, journal, lock, manifest
+from nbsupport.store import STAGES, Run, journal, manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ def status(run: Run, stages: Sequence[str] = STAGES) -> str:
     entries = journal.read(run.dir)
     works = journal.summary(entries)
     contents = manifest.read(run.dir)
-    user = lock.holder(run.dir)
+    user = manifest.holder(run.dir)
     active = _active_stage(entries, user)
     changed = ", ".join(f"{name}={value}" for name, value in manifest.overrides(run.settings).items())
     lines = [

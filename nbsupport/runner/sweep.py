@@ -17,7 +17,7 @@ import yaml
 from nbsupport import checks, files, runner
 from nbsupport.runner.job import Job, plan
 from nbsupport.runner.progress import Echo
-from nbsupport.store import lock, manifest
+from nbsupport.store import manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> l
     for number, point in enumerate(points if client is not None else ()):
         try:
             executors[number] = submit(client, point.job)
-        except lock.RunInUse as failure:
+        except manifest.RunInUse as failure:
             errors[number] = str(failure)
     for number, point in enumerate(points):
         varied = ", ".join(f"{name} {value}" for name, value in point.values.items())
@@ -93,7 +93,7 @@ def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> l
         if number not in errors:
             try:
                 runner.run(point.job, echo, execute=executors.get(number))
-            except (runner.StageFailed, lock.RunInUse) as failure:
+            except (runner.StageFailed, manifest.RunInUse) as failure:
                 errors[number] = str(failure)
         if number in errors:
             echo(errors[number])
@@ -142,11 +142,11 @@ def connect(address: str) -> Any:
 def submit(client: Any, job: Job) -> runner.Executor:
     """Submit the stages of `job`, each depending on the one before; return what waits for one, for `runner.run`.
 
-    Raises lock.RunInUse where a process runs in the folder already.
+    Raises manifest.RunInUse where a process runs in the folder already.
     """
     job.open()
-    if user := lock.holder(job.run_dir):
-        raise lock.RunInUse(f"{job.run_dir} is in use by {user}; wait for it, or stop it")
+    if user := manifest.holder(job.run_dir):
+        raise manifest.RunInUse(f"{job.run_dir} is in use by {user}; wait for it, or stop it")
     futures: dict[str, Any] = {}
     previous = None
     for stage in job.stages:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import io
 import json
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbsupport import files, presets
 from nbsupport.files import DamagedArtifact
-from nbsupport.store import digests, lock, manifest, shards, stages
+from nbsupport.store import kept, manifest
 from nbsupport.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Run:
     def __init__(self, run_dir: Path, settings: presets.Settings) -> None:
         self.dir, self.settings, self.journal = run_dir, settings, Journal(run_dir)
         self._opened = time.monotonic()
-        self._read: dict[str, shards.Stored] = {}  # every file is read and verified once
+        self._read: dict[str, kept.Stored] = {}  # every file is read and verified once
         self._kept: dict[str, None] = {}  # what this process has stored, in order
         self._made_from: dict[str, dict[str, str]] = {"data": {}, "files": {}, "sources": {}}
         self._told: set[str] = set()
@@ -129,7 +128,7 @@ class Run:
         return images
 
     def _uses_data(self, part: str) -> None:
-        self._made_from["data"][part] = stages.fingerprint(part, dataclasses.asdict(self.settings))
+        self._made_from["data"][part] = manifest.fingerprint(part, dataclasses.asdict(self.settings))
 
     def models(self) -> dict[str, nn.Module]:
         """Return the two trained models by name, on this process's device; raises MissingInput and DamagedArtifact."""
@@ -140,7 +139,7 @@ class Run:
         from nbsupport import models
 
         path = self._require(f"models/{name}.safetensors")
-        self._made_from["files"][f"models/{name}.safetensors"] = stages.content(path)
+        self._made_from["files"][f"models/{name}.safetensors"] = manifest.content(path)
         return models.load(path).to(self.device).eval()
 
     # Results of kernels
@@ -158,10 +157,10 @@ class Run:
         shard: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Return `kernel(model, x, *rows, **each, **settings)`, computed in shards of images that are stored one by one.
+        """Return `kernel(model, x, *rows, **each, **settings)`, computed in shards of images, each stored when done.
 
         What is stored is found again, as long as everything it depends on is the same: the model, the contents of all
-        tensors, the settings, the kernel's source, torch and the kind of device (see `digests.parts`). Else it is
+        tensors, the settings, the kernel's source, torch and the kind of device (see `kept.parts`). Else it is
         computed again, and what changed is said.
 
         Parameters
@@ -193,30 +192,28 @@ class Run:
         Raises
         ------
         ValueError
-            For no images, rows that do not agree with them, and as `digests.parts`.
+            For no images, rows that do not agree with them, and as `kept.parts`.
         """
         import torch
 
         positions = torch.arange(len(x)) if index is None else index
         named = dict(zip(_names(kernel)[2:], rows, strict=False))
-        for label, value in {"index": positions, **named, **(each or {})}.items():
+        by_image = {"index": positions, **named, **(each or {})}
+        for label, value in by_image.items():
             if len(value) != len(x):
                 raise ValueError(f"expected {label} with one row for each of {len(x)} images, got {len(value)}")
-        inputs = {"model": model, "x": x, "index": positions, **named, **(each or {}), **settings}
-        record: list[Any] = []
 
-        def compute(start: int, stop: int) -> dict[str, Tensor]:
-            part = slice(start, stop)
-            options = {**{label: _cut(value, part) for label, value in (each or {}).items()}, **settings}
-            result = kernel(
-                model, x[part], *(_cut(row, part) for row in rows), **options, **self._generator(kernel, seed)
-            )
-            record[:] = [type(result)]
-            columns = {label: row[part] for label, row in named.items() if isinstance(row, torch.Tensor)}
-            return {"index": positions[part], "x": x[part], **columns, **result.tensors()}
+        def compute(start: int, stop: int) -> tuple[Any, dict[str, Tensor]]:
+            cut = {label: _cut(value, slice(start, stop)) for label, value in {"x": x, **by_image}.items()}
+            options = {**{label: cut[label] for label in each or {}}, **settings, **self._generator(kernel, seed)}
+            result = kernel(model, cut["x"], *(cut[label] for label in named), **options)
+            beside = ("index", "x", *(label for label in named if isinstance(named[label], torch.Tensor)))
+            return result, {label: cut[label] for label in beside}
 
         size = self._shard(name, model, tuple(x.shape[1:])) if shard is None else shard
-        return self._computed(name, kernel, inputs, seed, len(x), size, compute, lambda: digests.name_of(record[0]))
+        return self._computed(
+            name, kernel, {"model": model, "x": x, **by_image, **settings}, seed, len(x), size, compute
+        )
 
     def keep_result(
         self,
@@ -231,50 +228,28 @@ class Run:
         The result has `tensors` and its class `from_tensors`. A function that takes `progress` is given one, which
         reports to the journal.
         """
-        record: list[Any] = []
-        stage = MADE_BY[name.split("/")[0]]
-        report = {}
+        options = {**settings, **self._generator(function, seed)}
         if "progress" in _names(function):
-            report = {"progress": functools.partial(self.report, stage, name, unit="steps")}
-
-        def compute(start: int, stop: int) -> dict[str, Tensor]:
-            result = function(*inputs, **settings, **report, **self._generator(function, seed))
-            record[:] = [type(result)]
-            tensors: dict[str, Tensor] = result.tensors()
-            return tensors
-
-        named = dict(zip(_names(function), inputs, strict=False))
-        described = {**named, **settings}
-        return self._computed(name, function, described, seed, 1, 1, compute, lambda: digests.name_of(record[0]))
+            options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
+        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
+        return self._computed(
+            name, function, described, seed, 1, 1, lambda start, stop: (function(*inputs, **options), {})
+        )
 
     def _computed(
-        self,
-        name: str,
-        kernel: Callable[..., Any],
-        inputs: Mapping[str, Any],
-        seed: Sequence[object] | None,
-        total: int,
-        shard: int,
-        compute: shards.Compute,
-        record: Callable[[], str],
+        self, name: str, kernel: Any, inputs: Mapping[str, Any], seed: Any, total: int, shard: int, compute: Any
     ) -> Any:
-        rel, stage = f"{name}.safetensors", MADE_BY[name.split("/")[0]]
-        made_from = self._parts(kernel, inputs, seed)
-        if rel not in self._read or self._read[rel][1].get("made_from") != json.dumps(made_from):
-            self._read[rel] = shards.run(
-                *(self.path(rel), total, shard, compute, self.journal),
-                stage=stage,
-                what=name,
-                made_from=made_from,
-                record=record,
-            )
+        rel, made_from = f"{name}.safetensors", self._parts(kernel, inputs, seed)
+        if rel not in self._read or kept.changed(self._read[rel][1], made_from):
+            report = functools.partial(self.journal.report, _made_by(name), name, total=total)
+            self._read[rel] = kept.computed(name, self.path(rel), total, shard, compute, made_from, report)
         self._kept[rel] = None
         return self._restored(rel)
 
     def keep_model(
         self,
         name: str,
-        fit: Callable[..., pd.DataFrame],
+        fit: Callable[..., Any],
         model: nn.Module,
         *inputs: Any,
         seed: Sequence[object],
@@ -282,61 +257,38 @@ class Run:
     ) -> pd.DataFrame:
         """Train `model` in place by `fit(model, *inputs, **settings)`, store models/`name`, and return the history.
 
-        `fit` is also given `generator`, `checkpoint` and `progress`, as `train.fit`: training goes on after its last
-        finished epoch. A model that was trained from the same initial weights and images, with the same settings and
-        source, is loaded instead; else it is trained again, and what changed is said.
+        `fit` is also given `generator`, `checkpoint` and `progress`, as `train.fit`: it goes on after its last finished
+        epoch and, where it was finished, returns at once. What was trained from other initial weights or images, with
+        other settings or source, is trained again, and what changed is said.
         """
-        import pandas as pd
-
         from nbsupport import models
 
-        rel = f"models/{name}.safetensors"
-        path, what = self.path(rel), f"{name} model"
-        described = {"model": model, **dict(zip(_names(fit)[1:], inputs, strict=False)), **settings}
-        made_from = self._parts(fit, described, seed)
-        text = json.dumps(made_from)
-        checkpoint = path.with_name(f".{name}.checkpoint")
-        described_by = path.with_name(f".{name}.checkpoint.json")  # torch's own format has no room for it
-        self._kept[rel] = None
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                tensors, metadata = files.load_with_metadata(path)
-                if not self._say_changed(what, metadata.get("made_from", "{}"), made_from):
-                    model.load_state_dict(tensors)
-                    history = pd.read_csv(io.StringIO(metadata["history"]), engine="python")
-                    self.report("02_training", what, len(history), len(history), "epochs", event="reused")
-                    return history
-            except DamagedArtifact as error:
-                print(f"damaged, made again: {path} ({error.why})")
-        if checkpoint.exists() and (
-            not described_by.exists() or self._say_changed(what, described_by.read_text(), made_from)
-        ):
-            checkpoint.unlink()
-        files.write_text(described_by, text)
+        path, stage, what = self.path("models", f"{name}.safetensors"), "02_training", f"{name} model"
+        made_from = self._parts(
+            fit, {"model": model, **dict(zip(_names(fit)[1:], inputs, strict=False)), **settings}, seed
+        )
+        checkpoint = path.with_name(f".{name}.{kept.short(made_from)}.checkpoint")
+        for stale in {*path.parent.glob(f".{name}.*.checkpoint")} - {checkpoint}:
+            stale.unlink()
+        with contextlib.suppress(FileNotFoundError, DamagedArtifact):
+            if why := kept.changed(files.read_metadata(path), made_from):
+                print(f"out of date, made again: {what} ({why})")
+                self.journal.report(stage, what, 0, 1, "batches", event="outdated", why=why)
 
         def progress(done: int, total: int) -> None:
             if done % 20 == 0 or done == total:
-                self.report("02_training", what, done, total, "batches")
+                self.journal.report(stage, what, done, total, "batches")
 
-        history = fit(
-            model, *inputs, checkpoint=checkpoint, progress=progress, **settings, **self._generator(fit, seed)
-        )
-        models.save(model, path, made_from=text, history=history.to_csv(index=False))
+        options = {**settings, "checkpoint": checkpoint, "progress": progress, **self._generator(fit, seed)}
+        history: pd.DataFrame = fit(model, *inputs, **options)
+        models.save(model, path, made_from=json.dumps(made_from))
+        self._kept[f"models/{name}.safetensors"] = None
         return history
-
-    def _say_changed(self, what: str, stored: str, made_from: Mapping[str, str]) -> bool:
-        """Return whether the parts `stored`, as JSON, differ from `made_from`, and print in what."""
-        changed = digests.changes(json.loads(stored), made_from)
-        if changed:
-            print(f"out of date, trained again: {what} (changed: {', '.join(changed)})")
-            why = f"changed: {', '.join(changed)}"
-            self.report("02_training", what, 0, 1, "batches", event="outdated", path=what, why=why)
-        return bool(changed)
 
     def _parts(
         self, function: Callable[..., Any], inputs: Mapping[str, Any], seed: Sequence[object] | None
     ) -> dict[str, str]:
-        parts = digests.parts(function, inputs, self.device.type)
+        parts = kept.parts(function, inputs, self.device.type)
         if seed is not None:
             parts["seed"] = repr((self.settings.seed, *map(str, seed)))
         sources = {name.removeprefix("source "): digest for name, digest in parts.items() if name.startswith("source ")}
@@ -389,7 +341,7 @@ class Run:
             raise MissingInput(
                 f"{self.path(folder)} is not complete; the notebook {MADE_BY[folder]} makes it: run\n  {self.command}"
             )
-        outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if stages.is_artifact(rel)]
+        outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if manifest.is_artifact(rel)]
         return [(parts[1], parts[2]) for parts in outputs if parts[0] == folder and len(parts) == 3]
 
     def inputs(self, name: str) -> dict[str, Tensor]:
@@ -403,10 +355,10 @@ class Run:
         """Return the seconds that computing `name` took, over all processes that had a part in it."""
         return float(self._load(f"{name}.safetensors")[1]["seconds"])
 
-    def _load(self, rel: str) -> shards.Stored:
+    def _load(self, rel: str) -> kept.Stored:
         if rel not in self._read:
             self._read[rel] = files.load_with_metadata(self._require(rel))
-            self._say_outdated(MADE_BY[rel.split("/")[0]])
+            self._say_outdated(_made_by(rel))
         if rel not in self._kept:
             self._made_from["files"][rel] = self._read[rel][1]["contents"]
         return self._read[rel]
@@ -425,7 +377,7 @@ class Run:
         if module.startswith("nbsupport."):
             importlib.import_module(module)
         kind = getattr(sys.modules.get(module), name, None)
-        if not hasattr(kind, "from_tensors"):
+        if kind is None or not hasattr(kind, "from_tensors"):
             why = f"it names {metadata.get('record')!r}, which is no kind of result"
             raise DamagedArtifact(self.path(rel), why)
         return kind.from_tensors(tensors)
@@ -434,7 +386,7 @@ class Run:
         """Return the path of `rel`; raises MissingInput, with the notebook that makes it, where it is absent."""
         path = self.path(rel)
         if not path.exists():
-            made_by = MADE_BY[rel.split("/")[0]]
+            made_by = _made_by(rel)
             raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
         return path
 
@@ -498,28 +450,32 @@ class Run:
 
         Raises MissingInput where a kept result is no longer there.
         """
-        kept = [rel for rel in self._kept if MADE_BY[rel.split("/")[0]] == stage]
+        kept = [rel for rel in self._kept if _made_by(rel) == stage]
         outputs = [self._require(rel) for rel in kept]
         outputs += [self.write_table(name, frame) for name, frame in (tables or {}).items()]
         for name, figure in (figures or {}).items():
             outputs += self.write_figure(name, figure)
         seconds = round(time.monotonic() - self._opened, 3)
-        stages.finish(self.dir, stage, outputs, self._made_from, seconds=seconds, device=str(self.device))
+        manifest.finish(self.dir, stage, outputs, self._made_from, seconds=seconds, device=str(self.device))
         self.journal.append(stage=stage, event="finished", seconds=seconds)
         counts = f"{len(kept)} results, {len(tables or {})} tables, {len(figures or {})} figures"
         print(f"stored in {self.dir}: {counts}")
 
-    def state(self, stage: str) -> stages.StageState:
+    def state(self, stage: str) -> manifest.StageState:
         """Return whether `stage` is complete, from the checksums of all that it has stored and was made from."""
-        return stages.state(self.dir, stage)
+        return manifest.state(self.dir, stage)
 
     def begin(self, stage: str) -> list[Path]:
-        """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `stages.begin`."""
-        return stages.begin(self.dir, stage)
+        """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `manifest.begin`."""
+        return manifest.begin(self.dir, stage)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run folder for this process; raises RunInUse, which names the process that has it."""
-        return lock.held(self.dir)
+        return manifest.held(self.dir)
+
+
+def _made_by(name: str) -> str:
+    return MADE_BY[name.split("/")[0]]
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
@@ -576,9 +532,9 @@ def _adopt(run: Run) -> None:
         return
     if any(before.get(name) != after[name] for name in ("dataset", "preset", "train_data", "test_data")):
         raise manifest.ParametersDiffer(run.dir, differing)
-    if user := lock.holder(run.dir):
-        raise lock.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
-    states = {stage: run.state(stage).name for stage in stages.NAMES}
+    if user := manifest.holder(run.dir):
+        raise manifest.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
+    states = {stage: run.state(stage).name for stage in manifest.STAGES}
     run.record(parameters=after)
     print(f"{run.dir} was made with other settings; they are changed:", *differing, sep="\n  ")
     stale = [stage for stage, name in states.items() if name == "complete" and run.state(stage).name != "complete"]
