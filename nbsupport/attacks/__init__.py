@@ -8,18 +8,3 @@ from nbsupport.attacks.indicators import Indicator, failure_indicators
 from nbsupport.attacks.optmargin import draw_views, optmargin
 from nbsupport.attacks.pgd import pgd_linf
 from nbsupport.attacks.stability import Stability, stability
-
-__all__ = [
-    "Attack",
-    "Indicator",
-    "Stability",
-    "best_of",
-    "carlini_wagner_l2",
-    "ddn_l2",
-    "draw_views",
-    "failure_indicators",
-    "fgsm",
-    "optmargin",
-    "pgd_linf",
-    "stability",
-]

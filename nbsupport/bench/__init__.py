@@ -12,8 +12,6 @@ from nbsupport.bench import cases, machine
 from nbsupport.bench.results import Narrator, Results
 from nbsupport.bench.subject import Subject, obtain
 
-__all__ = ["IMAGES", "Narrator", "Results", "Subject", "most_images", "obtain", "run"]
-
 IMAGES = {"attacks": 64, "boundary": 20, "region": 1000, "published": 30}  # measured on, unless told otherwise
 
 

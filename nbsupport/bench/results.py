@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbsupport.runner import report
-from nbsupport.progress import duration
+from nbsupport.runner.progress import duration
 
 Row = dict[str, Any]
 Tick = Callable[[int], None]  # takes the units done so far

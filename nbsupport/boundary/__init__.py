@@ -6,21 +6,3 @@ from nbsupport.boundary.geometry import Geometry, Normals, Reentry, geometry, no
 from nbsupport.boundary.plane import Slice, plane
 from nbsupport.boundary.probe import probe
 from nbsupport.boundary.profile import Profile, purity
-
-__all__ = [
-    "Audit",
-    "Geometry",
-    "Normals",
-    "Profile",
-    "Reentry",
-    "Slice",
-    "audit",
-    "directions",
-    "geometry",
-    "normals",
-    "plane",
-    "probe",
-    "purity",
-    "reentry",
-    "triple_points",
-]

@@ -14,8 +14,6 @@ from nbsupport.data.image_set import ImageSet
 from nbsupport.files import file_digest
 from nbsupport.presets import DATASETS
 
-__all__ = ["ImageSet", "fingerprint", "load"]
-
 _PUBLISHED = {"digits": published.digits, "mnist": published.mnist, "cifar10": published.cifar10}
 _OWN = {"folder": folder.read, "npz": npz.read}
 

@@ -2,5 +2,3 @@
 
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 from nbsupport.models.registry import NAMES, Spec, build, load, save
-
-__all__ = ["NAMES", "Ball", "HalfSpace", "Spec", "Wedge", "build", "load", "save"]

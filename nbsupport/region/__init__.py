@@ -4,5 +4,3 @@ from nbsupport.region.classifier import COMBINATIONS, classify
 from nbsupport.region.counting import SHAPES, unit_rms
 from nbsupport.region.radius import search_radius
 from nbsupport.region.vote import Vote
-
-__all__ = ["COMBINATIONS", "SHAPES", "Vote", "classify", "search_radius", "unit_rms"]

@@ -15,8 +15,6 @@ from nbsupport.runner.notebooks import StageFailed
 from nbsupport.runner.progress import Echo, Follower, duration
 from nbsupport.store import stages
 
-__all__ = ["Job", "StageFailed", "plan", "run"]
-
 Executor = Callable[[Job, str], None]  # runs a stage, or waits until it has run; raises StageFailed
 
 

@@ -6,18 +6,3 @@ from nbsupport.store.manifest import ParametersDiffer
 from nbsupport.store.run import MODELS, MissingInput, Run, existing_run, open_run, require_fresh
 from nbsupport.store.stages import NAMES as STAGES
 from nbsupport.store.stages import StageState
-
-__all__ = [
-    "MODELS",
-    "STAGES",
-    "DamagedArtifact",
-    "MissingInput",
-    "ParametersDiffer",
-    "Run",
-    "RunInUse",
-    "StageState",
-    "existing_run",
-    "holder",
-    "open_run",
-    "require_fresh",
-]

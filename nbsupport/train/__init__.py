@@ -2,5 +2,3 @@
 
 from nbsupport.train.adversary import AUGMENTATIONS, Adversary, linf_adversary
 from nbsupport.train.fit import COLUMNS, accuracy, fit
-
-__all__ = ["AUGMENTATIONS", "COLUMNS", "Adversary", "accuracy", "fit", "linf_adversary"]

@@ -6,5 +6,3 @@ in their place, and no widget is made.
 
 from nbsupport.widgets.explorer import instance_explorer
 from nbsupport.widgets.progress import progress
-
-__all__ = ["instance_explorer", "progress"]
