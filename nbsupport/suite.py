@@ -435,7 +435,7 @@ def trials(
 def held_out(
     s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen, by examples: benign, the attacks in `names`, and `all` of those."""
+    """Return the profiles that no detector has seen, by examples: benign, the attacks in `names`, and `all` of them."""
     part, names = training_part(s), [name for name in names if name != "all"]
     if not names:
         return {}
