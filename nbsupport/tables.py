@@ -100,7 +100,7 @@ def probed(
     num_classes: int,
     pixel_max: float,
 ) -> pd.DataFrame:
-    """Return the rays of each image in numbers: the key, median_distance, reached_share, share_below_region_line, purity.
+    """Return the rays of each image in numbers: median_distance, reached_share, share_below_region_line, purities.
 
     The line is the expected RMS of a point of the vote before clipping, radius / sqrt(3).
     """
@@ -120,7 +120,7 @@ def probed(
 def scored(
     detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Mapping[Keys, Tensor], part: Tensor
 ) -> pd.DataFrame:
-    """Return each image's score by the detector of its attack (benign: by that of `all`): the key, detector_part and _score.
+    """Return each image's detector_score, by the detector of its attack (benign: by that of `all`), and detector_part.
 
     `part` (n,) bool: the images that detectors were trained on; "test" in the column `detector_part` are the others.
     """
@@ -140,7 +140,7 @@ def _rows(model: str, examples: str, index: Tensor, **columns: Any) -> pd.DataFr
 
 
 def images(first: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
-    """Return images.csv, columns `IMAGES`: the rows of `first`, which `attacked` returned, with the columns of `others`.
+    """Return images.csv, columns `IMAGES`: the rows of `first`, as `attacked` returned it, with the columns of `others`.
 
     Raises ValueError where a frame names an image of a set twice.
     """
@@ -215,21 +215,21 @@ def attacks(
     `n` counts the attacked, that is correctly classified, images; rates and passes are over them, `mean_rms` and
     `median_rms` over the successful ones.
     """
-    known, rows = about.set_index("attack"), []
+    known, rows = about.set_index("attack").to_dict("index"), []
     for (model, name), part in _sets(images):
         if name == BENIGN:
             continue
-        result, settings = results[model, name], known.loc[name]
+        result, settings = results[model, name], known[name]
         right = part[part.correct]
         rms = right.rms[right.success].to_numpy(float)
-        budget = settings.confidence if math.isnan(settings.eps) else pixel_max * settings.eps
+        budget = settings["confidence"] if math.isnan(settings["eps"]) else pixel_max * settings["eps"]
         passes = {f"{way}_per_image": _mean(getattr(result, way)[result.correct]) for way in ("forwards", "backwards")}
         rows.append(
             {
                 "model": model,
                 "attack": name,
-                "solver": settings.solver,
-                "variant": settings.variant,
+                "solver": settings["solver"],
+                "variant": settings["variant"],
                 "eps_or_confidence": budget,
                 "n": len(right),
                 "n_misclassified": len(part) - len(right),
@@ -496,7 +496,7 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
         The columns to show, in this order; empty: all.
     """
     hidden = {end for pair in _interval_columns(frame).values() for end in pair}
-    text = {name: _texts(frame, name) for name in columns or [name for name in frame if name not in hidden]}
+    text = {name: _texts(frame, name) for name in columns or [name for name in map(str, frame) if name not in hidden]}
     shown = pd.DataFrame(text, columns=list(text))
     if by is not None:
         keys = [name for name in text if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
@@ -517,7 +517,7 @@ def _texts(frame: pd.DataFrame, name: str) -> list[str]:
 def _interval_columns(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Return which columns are the ends of the interval of which other column."""
     ends: dict[str, tuple[str, str]] = {}
-    names = list(frame)
+    names = list(map(str, frame))
     for low in [name for name in names if name == "low" or name.endswith("_low")]:
         value, high = names[names.index(low) - 1], low.removesuffix("low") + "high"
         if high in names:
