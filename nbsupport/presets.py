@@ -22,7 +22,7 @@ from nbsupport import checks
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.
-_GROUPS = {"dataset": "01", "model": "02", "precision": "03", "directions": "05", "detector_steps": "06"}
+_GROUPS = {"dataset": "01", "model": "02", "targeted": "03", "directions": "05", "detector_steps": "06"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Settings:
     pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
+    precision: str = "float32"  # of attacks, votes and probes; "mixed": bfloat16 where a result is confirmed in float32
 
     # 03_attacks, method section 4
-    precision: str = "float32"  # "mixed": bfloat16 where a result is confirmed in float32
     targeted: str = "off"  # "random" or "least-likely": the class that every attack is to reach
     brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
     brittle_steps: int = 200  # of ddn

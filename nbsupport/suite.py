@@ -107,23 +107,22 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
 
 def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
     """Return the attacks of method section 4 by the name of their examples: a kernel, and for how many images."""
-    precise: dict[str, Any] = {"precision": s.precision}
-    search = {**precise, "search_steps": s.search_steps, "steps": s.adam_steps}
+    common: dict[str, Any] = {"precision": s.precision}
+    search = {**common, "search_steps": s.search_steps, "steps": s.adam_steps}
     penalty = {**search, "lr": s.lr_adam, "initial_const": s.initial_const}
     views: dict[str, Any] = {"eps": s.view_eps, "views": s.views}
     authors = {**search, "lr": s.authors_lr, "initial_const": s.authors_const, "distance_scale": s.distance_scale}
-    brittle: dict[str, Callable[..., Attack]] = {
-        "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, **precise),
+    brittle = {
+        "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, **common),
         "adam": partial(kernels.carlini_wagner_l2, confidence=0.0, **penalty),
     }
-    ddn = {**precise, "solver": "ddn", "steps": s.ddn_steps}
     slow, strong = min(s.adam_n, s.n), min(s.strong_n, s.n)
     return {
-        "FGSM": (partial(kernels.fgsm, eps=s.eps), s.n),
+        "FGSM": (partial(kernels.fgsm, eps=s.eps, **common), s.n),
         "PGD": (pgd(s), s.n),
         "OPTBRITTLE": (brittle[s.brittle_solver], s.n),
         "OPTSTRONG": (partial(kernels.carlini_wagner_l2, confidence=s.confidence, **penalty), strong),
-        "OPTMARGIN": (partial(kernels.optmargin, **views, **ddn), s.n),
+        "OPTMARGIN": (partial(kernels.optmargin, **views, solver="ddn", steps=s.ddn_steps, **common), s.n),
         "OPTMARGIN-adam": (partial(kernels.optmargin, **views, solver="adam", **penalty), slow),
         "OPTMARGIN-authors": (partial(kernels.optmargin, **views, variant="authors", **authors), slow),
     }
@@ -131,8 +130,8 @@ def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
 
 def pgd(s: Settings, *, budget: float = 1.0) -> Callable[..., Attack]:
     """Return PGD as the run uses it, with its eps and its steps times `budget`."""
-    options: dict[str, Any] = {"steps": s.pgd_steps, "step_size": budget * s.pgd_step_size, "restarts": s.pgd_restarts}
-    return partial(kernels.pgd_linf, eps=budget * s.eps, **options)
+    options: dict[str, Any] = {"steps": s.pgd_steps, "restarts": s.pgd_restarts, "precision": s.precision}
+    return partial(kernels.pgd_linf, eps=budget * s.eps, step_size=budget * s.pgd_step_size, **options)
 
 
 def about(s: Settings) -> pd.DataFrame:
@@ -412,7 +411,7 @@ def training_part(s: Settings) -> Tensor:
 def trials(
     s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor]
 ) -> dict[str, tuple[Profile, Profile]]:
-    """Return what the detectors of one model are trained on: profiles of benign images and of their other versions.
+    """Return what the detectors of one model are trained on: profiles of benign and of adversarial versions of images.
 
     One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
     attack with fewer than two such pairs, or fewer than two images to be tested on, is left out.
@@ -435,7 +434,7 @@ def trials(
 def held_out(
     s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen, by examples: benign, the attacks in `names`, and `all` of them."""
+    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, and of `all` of them."""
     part, names = training_part(s), [name for name in names if name != "all"]
     if not names:
         return {}

@@ -204,7 +204,7 @@ def attacks(
     `n` counts the attacked, that is correctly classified, images; rates and passes are over them, `mean_rms` and
     `median_rms` over the successful ones.
     """
-    known, rows = about.set_index("attack"), []
+    known, rows = about.set_index("attack").to_dict("index"), []
     for (model, name), part in _sets(images):
         if name == BENIGN:
             continue
