@@ -434,7 +434,7 @@ def trials(
 def held_out(
     s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, and of `all` of them."""
+    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, of `all` of them."""
     part, names = training_part(s), [name for name in names if name != "all"]
     if not names:
         return {}

@@ -208,14 +208,14 @@ def attacks(
     for (model, name), part in _sets(images):
         if name == BENIGN:
             continue
-        result, settings, right = results[model, name], known.loc[name], part[part.correct]
+        result, settings, right = results[model, name], known[name], part[part.correct]
         rms = right.rms[right.success].to_numpy(float)
-        budget: float = settings.confidence if pd.isna(settings.eps) else pixel_max * settings.eps
+        budget = settings["confidence"] if math.isnan(settings["eps"]) else pixel_max * settings["eps"]
         counts = (len(right), len(part) - len(right))
         success = _cells(wilson(int(right.success.sum()), len(right)))
         passes = (_mean(spent[result.correct]) for spent in (result.forwards, result.backwards))
         lengths = (_mean(rms), float(np.median(rms)) if rms.size else math.nan)
-        said = (settings.solver, settings.variant, budget)
+        said = (settings["solver"], settings["variant"], budget)
         rows.append((model, name, *said, *counts, *success, *lengths, *passes, seconds[model, name]))
     return pd.DataFrame(rows, columns=[*ATTACKS])
 
