@@ -24,7 +24,7 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Keys, by_model, ray_medians
+from nbsupport.suite import BENIGN, Keys, Results, by_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -64,9 +64,7 @@ AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 # One row an image
 
 
-def attacked(
-    results: Mapping[Keys, Attack], benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float
-) -> pd.DataFrame:
+def attacked(results: Results, benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float) -> pd.DataFrame:
     """Return what the attacks did to each image: the key, y, correct, success, rms.
 
     `benign` are, for each model, which of the first images (N,) bool it classifies correctly: its rows of examples
@@ -192,12 +190,7 @@ def accuracy(
 
 
 def attacks(
-    images: pd.DataFrame,
-    results: Mapping[Keys, Attack],
-    about: pd.DataFrame,
-    seconds: Mapping[Keys, float],
-    *,
-    pixel_max: float,
+    images: pd.DataFrame, results: Results, about: pd.DataFrame, seconds: Mapping[Keys, float], *, pixel_max: float
 ) -> pd.DataFrame:
     """Return one row an attack, columns `ATTACKS`; passes are from `results`, settings from `about` (`suite.about`).
 
@@ -299,7 +292,7 @@ def stability(flips: Mapping[Keys, Stability]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*STABILITY])
 
 
-def nearest(results: Mapping[Keys, Attack], *, pixel_max: float) -> pd.DataFrame:
+def nearest(results: Results, *, pixel_max: float) -> pd.DataFrame:
     """Return nearest.csv: every attack against the least distortion that any attack needed, one row each.
 
     The rows are about the first images, which every attack was given, of these about the n that were attacked.
