@@ -151,7 +151,7 @@ class Stored:
         return frame[frame["index"] == index].iloc[0]
 
     def given(self, model: str, attack: str, index: int) -> tuple[Settings, nn.Module, Tensor, Tensor]:
-        """Return the settings, the model, the image (C, H, W) at `index` in the test set, and its adversarial version."""
+        """Return the settings, the model, the image (C, H, W) at `index` of the test set, and its adversarial version."""
         return self.settings, self.network(model), *self._pair(model, attack, index)
 
     def _pair(self, model: str, attack: str, index: int) -> tuple[Tensor, Tensor]:
