@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nbsupport import journal
-from nbsupport.journal import Journal
+from nbsupport.store import journal
+from nbsupport.store.journal import Journal
 
 
 def entry(time: float, done: int, event: str = "progress", what: str = "normal/FGSM", **extra: Any) -> dict[str, Any]:

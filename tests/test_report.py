@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from tiny_notebooks import store_something
 
-from nbsupport import journal, store
-from nbsupport.journal import Journal, Progress
+from nbsupport import store
 from nbsupport.runner import report
 from nbsupport.runner.progress import Follower, describe, duration
-from nbsupport.store import STAGES, Run
+from nbsupport.store import STAGES, Run, journal
+from nbsupport.store.journal import Journal, Progress
 
 
 @pytest.fixture

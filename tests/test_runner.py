@@ -19,9 +19,9 @@ import pytest
 from tiny_notebooks import PARAMETERS, STORE, FakeKernel, store_something, write, write_all
 
 import nbsupport
-from nbsupport import journal, presets, runner
+from nbsupport import presets, runner
 from nbsupport.runner import Job, StageFailed, job, notebooks
-from nbsupport.store import STAGES, ParametersDiffer, RunInUse
+from nbsupport.store import STAGES, ParametersDiffer, RunInUse, journal
 
 BLOCK = """
 import os
