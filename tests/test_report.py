@@ -84,7 +84,7 @@ CLAIMS = ["claim", "model", "examples", "statement", "statistic", "threshold", "
 
 def store_tables(run: Run, **tables: pd.DataFrame) -> None:
     """Store `tables` as one stage of the run."""
-    run.finish("06_detector", [run.write_table(name, frame) for name, frame in tables.items()])
+    run.finish("06_detector", tables=tables)
 
 
 def main_tables() -> dict[str, pd.DataFrame]:
