@@ -147,8 +147,8 @@ def bench(what: str, images: int | None, model: Path | None, json_path: Path | N
     "published" searches for OPTMARGIN with the steps of its authors: a quarter of an hour, and no part of "all".
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
-    from nbsupport import files
     from nbsupport import bench as loops
+    from nbsupport import files
 
     def keep(results: loops.Results) -> None:
         if json_path is not None:

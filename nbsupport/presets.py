@@ -139,7 +139,7 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
         checks.choice(dataset, DATASETS, name="data set")
     tables = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
     family = tables["cifar10" if own_data else dataset]
-    values = {"train_data": dataset, "test_data": dataset}
+    values: dict[str, Any] = {"train_data": dataset, "test_data": dataset}
     values |= {name: value for name, value in family.items() if name not in PRESETS}
     values |= tables.get(preset, {}) | family.get(preset, {}) | (tables["own"] if own_data else {}) | (overrides or {})
     types_of = typing.get_type_hints(Settings)

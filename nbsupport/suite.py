@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,10 @@ _INDICATED = 32  # images of each attack on which signs of failure are looked fo
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Keys = tuple[str, str]  # model and examples
+Networks = Mapping[str, nn.Module]
+Results = Mapping[Keys, Attack]
+Profiles = Mapping[str, Profile]  # of one model, by examples
+Positions = Mapping[str, Tensor]  # in the test set, alike
 
 # Training
 
@@ -61,8 +64,6 @@ def train_model(
     steps: int,
     step_size: float,
     generator: torch.Generator | None = None,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Train `model` in place by `train.fit`, one epoch for each entry of `schedule`, and return the history.
@@ -84,8 +85,6 @@ def train_model(
         evaluation_adversary=pgd,
         validation=validation,
         generator=generator,
-        checkpoint=checkpoint,
-        progress=progress,
         **settings,
     )
 
@@ -156,20 +155,18 @@ def targets(s: Settings, model: nn.Module, images: ImageSet) -> dict[str, Tensor
     if s.targeted == "off":
         return {}
     if s.targeted == "random":
-        generator = runtime.seeded(s.seed, "targets")
-        return {
-            "targets": (images.y + torch.randint(1, images.num_classes, images.y.shape, generator=generator))
-            % images.num_classes
-        }
-    rows = runtime.rows_per_batch(model, images.in_shape, runtime.device_of(model, images.x))
+        generator, classes = runtime.seeded(s.seed, "targets"), images.num_classes
+        further = torch.randint(1, classes, images.y.shape, generator=generator)
+        return {"targets": (images.y + further) % classes}
+    device = runtime.device_of(model, images.x)
+    rows = runtime.rows_per_batch(model, images.in_shape, device)
     with runtime.frozen(model), torch.no_grad():
-        device = runtime.device_of(model, images.x)
         z = torch.cat([model(runtime.laid_out(model, x.to(device))).cpu() for x in images.x.split(rows)])
     z[torch.arange(len(z)), images.y] = torch.inf  # never the true class
     return {"targets": z.argmin(1)}
 
 
-def correct(networks: Mapping[str, nn.Module], images: ImageSet) -> dict[str, Tensor]:
+def correct(networks: Networks, images: ImageSet) -> dict[str, Tensor]:
     """Return for each model which images (N,) bool it classifies correctly."""
     return {which: runtime.predict(model, images.x).cpu() == images.y for which, model in networks.items()}
 
@@ -197,9 +194,7 @@ def shown(results: Mapping[str, Attack], *, count: int | None = None, succeeded:
     return next(mask for mask in conditions if bool(mask.any())).nonzero().squeeze(1)[:count]
 
 
-def warnings(
-    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
-) -> pd.DataFrame:
+def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet) -> pd.DataFrame:
     """Return one row for each sign of failure that an attack shows on its first 32 images.
 
     The signs are those of `attacks.failure_indicators`; PGD is run again with half and twice its budget, steps scaled
@@ -209,20 +204,15 @@ def warnings(
     rows = []
     for (which, name), result in results.items():
         model, part = networks[which], images.first(min(len(result), _INDICATED))
-        budgeted, views = name in ("FGSM", "PGD"), name in OPTMARGINS
-        for sign in kernels.failure_indicators(
-            model,
-            part.x,
-            part.y,
-            result.take(slice(len(part))),
-            eps=float(eps[name]) if budgeted else None,  # else it is the size of a view, or there is none
-            by_eps=_other_budgets(s, model, part) if name == "PGD" else None,
-            views=view_offsets(s, name, images.in_shape) if views else None,
-            clip_views=name != "OPTMARGIN-authors",
-            generator=runtime.seeded(s.seed, "indicators"),
-            **targets(s, model, part),
-        ):
-            rows.append((which, name, sign.name, sign.share, sign.n, sign.message))
+        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators"), **targets(s, model, part)}
+        if name in ("FGSM", "PGD"):
+            options["eps"] = float(eps[name])  # of others it is the size of a view, or there is none
+        if name == "PGD":
+            options["by_eps"] = _other_budgets(s, model, part)
+        if name in OPTMARGINS:
+            options |= {"views": view_offsets(s, name, images.in_shape), "clip_views": name != "OPTMARGIN-authors"}
+        signs = kernels.failure_indicators(model, part.x, part.y, result.take(slice(len(part))), **options)
+        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
     return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
 
 
@@ -235,9 +225,7 @@ def _other_budgets(s: Settings, model: nn.Module, images: ImageSet) -> dict[floa
     return found
 
 
-def flips(
-    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
-) -> dict[Keys, Stability]:
+def flips(s: Settings, networks: Networks, results: Results, images: ImageSet) -> dict[Keys, Stability]:
     """Return which successes of every attack are undone by scoring them again: see `attacks.stability`."""
     found = {}
     for (which, name), result in results.items():
@@ -293,14 +281,10 @@ def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
     Radii are such that the expected RMS of an offset, before clipping, is that of the run's hypercube.
     """
     cube, plurality = region.SHAPES[0], region.COMBINATIONS[0]
+    radii = {shape: s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)) for shape in region.SHAPES}
     chosen = [(shape, plurality) for shape in region.SHAPES] + [(cube, way) for way in region.COMBINATIONS[1:]]
     return {
-        f"{shape}-{way}": {
-            "shape": shape,
-            "combine": way,
-            "radius": s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)),
-            "samples": s.samples,
-        }
+        f"{shape}-{way}": {"shape": shape, "combine": way, "radius": radii[shape], "samples": s.samples}
         for shape, way in chosen
     }
 
@@ -347,7 +331,7 @@ def directions(s: Settings, in_shape: tuple[int, ...]) -> Tensor:
 
 
 def versions(
-    right: Mapping[str, Tensor], attacked: Mapping[Keys, Attack], images: ImageSet, limit: int
+    right: Mapping[str, Tensor], attacked: Results, images: ImageSet, limit: int
 ) -> dict[Keys, tuple[Tensor, Tensor]]:
     """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
 
@@ -364,7 +348,7 @@ def versions(
     return {key: entry for key, entry in found.items() if len(entry[0])}
 
 
-def typical(profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
+def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
     """Return the row of one image in each of the sets of examples `names`; sets that are absent are left out.
 
     It is a typical image: the middle one in the order of the median ray of the first set. Where no image was probed in
@@ -408,9 +392,7 @@ def training_part(s: Settings) -> Tensor:
     return part
 
 
-def trials(
-    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor]
-) -> dict[str, tuple[Profile, Profile]]:
+def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile]]:
     """Return what the detectors of one model are trained on: profiles of benign and of adversarial versions of images.
 
     One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
@@ -431,10 +413,8 @@ def trials(
     return pairs
 
 
-def held_out(
-    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
-) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, and of `all` of them."""
+def held_out(s: Settings, profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, Profile]:
+    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, of `all` of them."""
     part, names = training_part(s), [name for name in names if name != "all"]
     if not names:
         return {}

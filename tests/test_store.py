@@ -184,20 +184,13 @@ def test_a_run_of_another_version_says_which_parameters_it_lacks(run: Run) -> No
         store.existing_run(run.dir)
 
 
-def test_entries_are_recorded_and_mappings_merged(run: Run) -> None:
-    run.record(batch_sizes={"normal": 64}, note="a")
-    run.record(batch_sizes={"pgd": 32}, note="b")
-    contents = manifest.read(run.dir)
-    assert contents["batch_sizes"] == {"normal": 64, "pgd": 32}
-    assert contents["note"] == "b"
-
-
 def test_processes_that_record_at_once_lose_nothing(run: Run) -> None:
     code = """
 import sys
-from nbsupport import store
+from pathlib import Path
+from nbsupport.store import manifest
 for number in range(10):
-    store.existing_run(sys.argv[1]).record(batch_sizes={f"{sys.argv[2]}{number}": number})
+    manifest.update(Path(sys.argv[1]), lambda run: run["batch_sizes"].update({f"{sys.argv[2]}{number}": number}))
 """
     writers = [subprocess.Popen([sys.executable, "-c", code, str(run.dir), name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]

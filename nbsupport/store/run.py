@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
     from nbsupport.data import ImageSet
 
+Kernel = Callable[..., Any]
+Seed = Sequence[object] | None
+Frames = Mapping[str, "pd.DataFrame"]
+Figures = Mapping[str, "Figure"]
+
 MODELS = ("normal", "pgd")
 # Which notebook stores what lies in a folder of the run.
 MADE_BY = {
@@ -138,7 +143,7 @@ class Run:
         """Return the trained model `name`, "normal" or "pgd"."""
         from nbsupport import models
 
-        path = self._require(f"models/{name}.safetensors")
+        path = self._require(f"models/{name}")
         self._made_from["files"][f"models/{name}.safetensors"] = manifest.content(path)
         return models.load(path).to(self.device).eval()
 
@@ -147,13 +152,13 @@ class Run:
     def keep(
         self,
         name: str,
-        kernel: Callable[..., Any],
+        kernel: Kernel,
         model: nn.Module,
         x: Tensor,
         *rows: Any,
         index: Tensor | None = None,
         each: Mapping[str, Any] | None = None,
-        seed: Sequence[object] | None = None,
+        seed: Seed = None,
         shard: int | None = None,
         **settings: Any,
     ) -> Any:
@@ -211,18 +216,10 @@ class Run:
             return result, {label: cut[label] for label in beside}
 
         size = self._shard(name, model, tuple(x.shape[1:])) if shard is None else shard
-        return self._computed(
-            name, kernel, {"model": model, "x": x, **by_image, **settings}, seed, len(x), size, compute
-        )
+        inputs = {"model": model, "x": x, **by_image, **settings}
+        return self._computed(name, kernel, inputs, seed, len(x), size, compute)
 
-    def keep_result(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        *inputs: Any,
-        seed: Sequence[object] | None = None,
-        **settings: Any,
-    ) -> Any:
+    def keep_result(self, name: str, function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any) -> Any:
         """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
 
         The result has `tensors` and its class `from_tensors`. A function that takes `progress` is given one, which
@@ -231,29 +228,23 @@ class Run:
         options = {**settings, **self._generator(function, seed)}
         if "progress" in _names(function):
             options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
-        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
+        named = dict(zip(_names(function), inputs, strict=False))
         return self._computed(
-            name, function, described, seed, 1, 1, lambda start, stop: (function(*inputs, **options), {})
+            name, function, {**named, **settings}, seed, 1, 1, lambda start, stop: (function(*inputs, **options), {})
         )
 
     def _computed(
-        self, name: str, kernel: Any, inputs: Mapping[str, Any], seed: Any, total: int, shard: int, compute: Any
+        self, name: str, kernel: Kernel, inputs: Any, seed: Seed, total: int, shard: int, compute: Any
     ) -> Any:
-        rel, made_from = f"{name}.safetensors", self._parts(kernel, inputs, seed)
-        if rel not in self._read or kept.changed(self._read[rel][1], made_from):
+        made_from = self._parts(kernel, inputs, seed)
+        if name not in self._read or kept.changed(self._read[name][1], made_from):
             report = functools.partial(self.journal.report, _made_by(name), name, total=total)
-            self._read[rel] = kept.computed(name, self.path(rel), total, shard, compute, made_from, report)
-        self._kept[rel] = None
-        return self._restored(rel)
+            self._read[name] = kept.computed(name, self._path(name), total, shard, compute, made_from, report)
+        self._kept[name] = None
+        return self._restored(name)
 
     def keep_model(
-        self,
-        name: str,
-        fit: Callable[..., Any],
-        model: nn.Module,
-        *inputs: Any,
-        seed: Sequence[object],
-        **settings: Any,
+        self, name: str, fit: Kernel, model: nn.Module, *inputs: Any, seed: Seed = None, **settings: Any
     ) -> pd.DataFrame:
         """Train `model` in place by `fit(model, *inputs, **settings)`, store models/`name`, and return the history.
 
@@ -263,10 +254,8 @@ class Run:
         """
         from nbsupport import models
 
-        path, stage, what = self.path("models", f"{name}.safetensors"), "02_training", f"{name} model"
-        made_from = self._parts(
-            fit, {"model": model, **dict(zip(_names(fit)[1:], inputs, strict=False)), **settings}, seed
-        )
+        path, stage, what = self._path(f"models/{name}"), MADE_BY["models"], f"{name} model"
+        made_from = self._parts(fit, {**dict(zip(_names(fit), (model, *inputs), strict=False)), **settings}, seed)
         checkpoint = path.with_name(f".{name}.{kept.short(made_from)}.checkpoint")
         for stale in {*path.parent.glob(f".{name}.*.checkpoint")} - {checkpoint}:
             stale.unlink()
@@ -282,17 +271,14 @@ class Run:
         options = {**settings, "checkpoint": checkpoint, "progress": progress, **self._generator(fit, seed)}
         history: pd.DataFrame = fit(model, *inputs, **options)
         models.save(model, path, made_from=json.dumps(made_from))
-        self._kept[f"models/{name}.safetensors"] = None
+        self._kept[f"models/{name}"] = None
         return history
 
-    def _parts(
-        self, function: Callable[..., Any], inputs: Mapping[str, Any], seed: Sequence[object] | None
-    ) -> dict[str, str]:
+    def _parts(self, function: Kernel, inputs: Mapping[str, Any], seed: Seed) -> dict[str, str]:
         parts = kept.parts(function, inputs, self.device.type)
         if seed is not None:
             parts["seed"] = repr((self.settings.seed, *map(str, seed)))
-        sources = {name.removeprefix("source "): digest for name, digest in parts.items() if name.startswith("source ")}
-        own = {name: digest for name, digest in sources.items() if name.startswith("nbsupport.")}
+        own = {name.removeprefix("source "): digest for name, digest in parts.items() if "source nbsupport." in name}
         self._made_from["sources"] |= own
         return parts
 
@@ -302,9 +288,8 @@ class Run:
 
         return runtime.seeded(self.settings.seed, *purpose)
 
-    def _generator(self, function: Callable[..., Any], seed: Sequence[object] | None) -> dict[str, Any]:
-        takes = seed is not None and "generator" in _names(function)
-        return {"generator": self.generator(*(seed or ()))} if takes else {}
+    def _generator(self, function: Kernel, seed: Seed) -> dict[str, torch.Generator]:
+        return {"generator": self.generator(*seed)} if seed is not None and "generator" in _names(function) else {}
 
     def _shard(self, name: str, model: nn.Module, in_shape: tuple[int, ...]) -> int:
         """Return how many images are stored at once; it is noted in run.json."""
@@ -313,7 +298,8 @@ class Run:
         folder = name.split("/")[0]
         rows = runtime.rows_per_batch(model, in_shape, self.device)
         images = max(4, rows // _SHARE.get(folder, 2))
-        self.record(batch_sizes={"rows": rows, f"images_per_shard_{folder}": images})
+        sizes = {"rows": rows, f"images_per_shard_{folder}": images}
+        manifest.update(self.dir, lambda contents: contents["batch_sizes"].update(sizes))
         return images
 
     def load(self, name: str) -> Any:
@@ -322,9 +308,8 @@ class Run:
         What is out of date is said. Raises MissingInput where it is absent and DamagedArtifact where it is truncated
         or altered.
         """
-        rel = f"{name}.safetensors"
-        self._load(rel)
-        return self._restored(rel)
+        self._load(name)
+        return self._restored(name)
 
     def load_all(self, folder: str) -> dict[tuple[str, str], Any]:
         """Return all results in `folder`, such as "boundary", by (model, examples).
@@ -338,30 +323,26 @@ class Run:
         """Return the (model, examples) of all that is stored in `folder`; raises MissingInput as `load_all`."""
         entry = manifest.read(self.dir)["stages"].get(MADE_BY[folder])
         if entry is None or not entry["finished"]:
-            raise MissingInput(
-                f"{self.path(folder)} is not complete; the notebook {MADE_BY[folder]} makes it: run\n  {self.command}"
-            )
+            raise self._missing(self.path(folder), MADE_BY[folder], "is not complete")
         outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if manifest.is_artifact(rel)]
         return [(parts[1], parts[2]) for parts in outputs if parts[0] == folder and len(parts) == 3]
 
     def inputs(self, name: str) -> dict[str, Tensor]:
         """Return what `keep` stored beside the result: `index`, `x` and, for attacks, `y`. Raises as `load`."""
-        rel = f"{name}.safetensors"
-        tensors, _ = self._load(rel)
-        result = self._restored(rel).tensors()
+        tensors, result = self._load(name)[0], self._restored(name).tensors()
         return {label: tensor for label, tensor in tensors.items() if label not in result}
 
     def seconds(self, name: str) -> float:
         """Return the seconds that computing `name` took, over all processes that had a part in it."""
-        return float(self._load(f"{name}.safetensors")[1]["seconds"])
+        return float(self._load(name)[1]["seconds"])
 
-    def _load(self, rel: str) -> kept.Stored:
-        if rel not in self._read:
-            self._read[rel] = files.load_with_metadata(self._require(rel))
-            self._say_outdated(_made_by(rel))
-        if rel not in self._kept:
-            self._made_from["files"][rel] = self._read[rel][1]["contents"]
-        return self._read[rel]
+    def _load(self, name: str) -> kept.Stored:
+        if name not in self._read:
+            self._read[name] = files.load_with_metadata(self._require(name))
+            self._say_outdated(_made_by(name))
+        if name not in self._kept:
+            self._made_from["files"][f"{name}.safetensors"] = self._read[name][1]["contents"]
+        return self._read[name]
 
     def _say_outdated(self, stage: str) -> None:
         if stage not in self._told:
@@ -370,25 +351,28 @@ class Run:
             if state.name == "outdated":
                 print(f"out of date: the results of {stage} ({'; '.join(state.faults)}); run that notebook again")
 
-    def _restored(self, rel: str) -> Any:
-        """Return the tensors of `rel` as the class that its header names: one of this package, or loaded already."""
-        tensors, metadata = self._read[rel]
-        module, _, name = metadata.get("record", "").partition(":")
+    def _restored(self, name: str) -> Any:
+        """Return what is kept as `name` as the class that its header names: one of this package, or loaded already."""
+        tensors, metadata = self._read[name]
+        module, _, kind = metadata.get("record", "").partition(":")
         if module.startswith("nbsupport."):
             importlib.import_module(module)
-        kind = getattr(sys.modules.get(module), name, None)
-        if kind is None or not hasattr(kind, "from_tensors"):
-            why = f"it names {metadata.get('record')!r}, which is no kind of result"
-            raise DamagedArtifact(self.path(rel), why)
-        return kind.from_tensors(tensors)
+        found = getattr(sys.modules.get(module), kind, None)
+        if found is None or not hasattr(found, "from_tensors"):
+            raise DamagedArtifact(self._path(name), f"it names {module}:{kind}, which is no kind of result")
+        return found.from_tensors(tensors)
 
-    def _require(self, rel: str) -> Path:
-        """Return the path of `rel`; raises MissingInput, with the notebook that makes it, where it is absent."""
-        path = self.path(rel)
-        if not path.exists():
-            made_by = _made_by(rel)
-            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+    def _path(self, name: str) -> Path:
+        return self.path(f"{name}.safetensors")
+
+    def _require(self, name: str) -> Path:
+        """Return where `name` is stored; raises MissingInput, with the notebook that makes it, where it is absent."""
+        if not (path := self._path(name)).exists():
+            raise self._missing(path, _made_by(name))
         return path
+
+    def _missing(self, path: Path, made_by: str, why: str = "is missing") -> MissingInput:
+        return MissingInput(f"{path} {why}; the notebook {made_by} makes it: run\n  {self.command}")
 
     # Tables and figures
 
@@ -403,7 +387,7 @@ class Run:
 
         path = self.path("tables", f"{name}.csv")
         if not path.exists():
-            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+            raise self._missing(path, made_by)
         self._say_outdated(made_by)
         try:
             frame = pd.read_csv(path, engine="python")  # whose floats are exact
@@ -421,37 +405,18 @@ class Run:
 
     # Stages
 
-    def report(self, stage: str, what: str, done: int, total: int, unit: str = "images", **extra: Any) -> None:
-        """Report progress to the journal: see `Journal.report`."""
-        self.journal.report(stage, what, done, total, unit, **extra)
-
     def warn(self, stage: str, messages: Iterable[str]) -> None:
         """Report warnings of `stage`, which the terminal of a run shows."""
         for message in messages:
             self.journal.append(stage=stage, event="warning", message=message)
 
-    def record(self, **entries: Any) -> None:
-        """Write `entries` into run.json; a mapping is merged with what stands there, such as `batch_sizes`."""
-
-        def change(contents: dict[str, Any]) -> None:
-            for name, value in entries.items():
-                contents[name] = {**contents.get(name, {}), **value} if isinstance(value, Mapping) else value
-
-        manifest.update(self.dir, change)
-
-    def finish(
-        self,
-        stage: str,
-        *,
-        tables: Mapping[str, pd.DataFrame] | None = None,
-        figures: Mapping[str, Figure] | None = None,
-    ) -> None:
+    def finish(self, stage: str, *, tables: Frames | None = None, figures: Figures | None = None) -> None:
         """Store the tables and figures of `stage`, and record all that it has stored, what from, and how long it took.
 
         Raises MissingInput where a kept result is no longer there.
         """
-        kept = [rel for rel in self._kept if _made_by(rel) == stage]
-        outputs = [self._require(rel) for rel in kept]
+        kept = [name for name in self._kept if _made_by(name) == stage]
+        outputs = [self._require(name) for name in kept]
         outputs += [self.write_table(name, frame) for name, frame in (tables or {}).items()]
         for name, figure in (figures or {}).items():
             outputs += self.write_figure(name, figure)
@@ -535,7 +500,7 @@ def _adopt(run: Run) -> None:
     if user := manifest.holder(run.dir):
         raise manifest.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
     states = {stage: run.state(stage).name for stage in manifest.STAGES}
-    run.record(parameters=after)
+    manifest.update(run.dir, lambda contents: contents.update(parameters=after))
     print(f"{run.dir} was made with other settings; they are changed:", *differing, sep="\n  ")
     stale = [stage for stage, name in states.items() if name == "complete" and run.state(stage).name != "complete"]
     if stale:
