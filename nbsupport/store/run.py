@@ -216,8 +216,9 @@ class Run:
             return result, {label: cut[label] for label in beside}
 
         size = self._shard(name, model, tuple(x.shape[1:])) if shard is None else shard
-        inputs = {"model": model, "x": x, **by_image, **settings}
-        return self._computed(name, kernel, inputs, seed, len(x), size, compute)
+        made_from = self._parts(kernel, {"model": model, "x": x, **by_image, **settings}, seed)
+        report = functools.partial(self.journal.report, _made_by(name), name, total=len(x))
+        return self._computed(name, len(x), size, compute, made_from, report)
 
     def keep_result(self, name: str, function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any) -> Any:
         """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
@@ -226,19 +227,22 @@ class Run:
         reports to the journal.
         """
         options = {**settings, **self._generator(function, seed)}
+        report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
         if "progress" in _names(function):
             options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
-        named = dict(zip(_names(function), inputs, strict=False))
+
+        def unless_told(done: int, event: str = "progress", **extra: Any) -> None:
+            if "progress" not in options or event not in ("started", "progress"):
+                report(done, event=event, **extra)
+
+        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
+        made_from = self._parts(function, described, seed)
         return self._computed(
-            name, function, {**named, **settings}, seed, 1, 1, lambda start, stop: (function(*inputs, **options), {})
+            name, 1, 1, lambda start, stop: (function(*inputs, **options), {}), made_from, unless_told
         )
 
-    def _computed(
-        self, name: str, kernel: Kernel, inputs: Any, seed: Seed, total: int, shard: int, compute: Any
-    ) -> Any:
-        made_from = self._parts(kernel, inputs, seed)
+    def _computed(self, name: str, total: int, shard: int, compute: Any, made_from: Any, report: Kernel) -> Any:
         if name not in self._read or kept.changed(self._read[name][1], made_from):
-            report = functools.partial(self.journal.report, _made_by(name), name, total=total)
             self._read[name] = kept.computed(name, self._path(name), total, shard, compute, made_from, report)
         self._kept[name] = None
         return self._restored(name)
