@@ -237,13 +237,14 @@ def test_a_kernel_that_is_kept_again_is_not_computed(smoke: Run, monkeypatch: py
     assert smoke.path("attacks", "normal", "PGD.safetensors").read_bytes() == stored
 
 
+@pytest.fixture(scope="module")
+def images(smoke: Run) -> pd.DataFrame:
+    return read(smoke, "images")
+
+
 @pytest.mark.slow
 class TestImages:
     """images.csv, and the tables that are counted from it."""
-
-    @pytest.fixture(scope="class")
-    def images(self, smoke: Run) -> pd.DataFrame:
-        return read(smoke, "images")
 
     def test_there_is_a_row_for_every_image_of_every_set(self, smoke: Run, images: pd.DataFrame) -> None:
         assert not images.duplicated(["model", "examples", "index"]).any()
@@ -304,7 +305,7 @@ class TestImages:
         assert probed.detector_score.dropna().between(0, 1).all()
         part = suite.training_part(smoke.settings)
         scored = probed[probed.detector_score.notna()]
-        assert (scored.detector_part == np.where(part[scored["index"].to_numpy()], "training", "test")).all()
+        assert (scored.detector_part == np.where(part.numpy()[scored["index"]], "training", "test")).all()
 
     def test_what_is_known_of_an_image_agrees(self, images: pd.DataFrame) -> None:
         benign = images[images.examples == "benign"]
