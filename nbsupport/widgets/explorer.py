@@ -137,18 +137,20 @@ class _Explorer:
         place, count = self._place.value, len(self._frame)
         self._previous.disabled, self._next.disabled = place <= 1, place >= count
         model, attack, condition, y = self._asked()
-        data = {"state": "ready", "model": model, "attack": attack, "class": y, "filter": condition, "count": count}
-        if not count:
-            reason = self._why_none(model, attack, condition, y)
-            self._picture.value = png(plots.nothing_to_show(reason))
-            self._status.value = status(f"No image to show: {reason}.", {**data, "state": "none", "index": None})
-        else:
-            self._index = int(self._frame["index"].iloc[place - 1])
+        data: dict[str, object] = {"state": "ready" if count else "none", "model": model, "attack": attack, "class": y}
+        data |= {"filter": condition, "count": count, "index": None}
+        if count:
+            self._number.value = self._index = int(self._frame["index"].iloc[place - 1])
             shown = self._stored.single(model, attack, self._index)
-            self._number.value = self._index
-            self._picture.value = png(figure(self._stored, shown))
-            said = f"{place} of {count}: {_sentence(shown, self._stored)}"
-            self._status.value = status(said, data | _numbers(shown, self._stored))
+            row, attacked = shown.row, shown.adversarial
+            data |= {"index": self._index, "y": row.y, "success": str(row.success).lower(), "vote": attacked.vote}
+            data |= {"rms": row.rms / self._stored.pixel_max, "score": attacked.score}
+            data["benign-score"] = shown.original.score
+            drawn, said = figure(self._stored, shown), f"{place} of {count}: {_sentence(shown, self._stored)}"
+        else:
+            reason = self._why_none(model, attack, condition, y)
+            drawn, said = plots.nothing_to_show(reason), f"No image to show: {reason}."
+        self._picture.value, self._status.value = png(drawn), status(said, data)
         for panel in self._panels:
             panel.choose((model, attack, self._index) if count else None)
 
@@ -191,9 +193,3 @@ def _sentence(shown: Single, stored: Stored) -> str:
         trained_on = "yes" if row.detector_part == "training" else "no"
         parts.append(f"detector {attacked.score:.3f} ({verdict}; training part: {trained_on})")
     return "; ".join(parts)
-
-
-def _numbers(shown: Single, stored: Stored) -> dict[str, object]:
-    row, attacked = shown.row, shown.adversarial
-    known = {"index": row["index"], "y": row.y, "success": str(row.success).lower(), "rms": row.rms / stored.pixel_max}
-    return known | {"vote": attacked.vote, "score": attacked.score, "benign-score": shown.original.score}

@@ -17,7 +17,11 @@ from nbsupport.store import Run
 from nbsupport.widgets.stored import counted
 
 RAYS = 32  # of the run's directions, evenly chosen
-THIRDS = ("random", "gradient", "view")
+THIRDS = {
+    "view": "a view of OPTMARGIN, nearest to the true class",
+    "gradient": "the gradient, steepest way out of the class",
+    "random": "a random direction",
+}  # what spans a slice beside the attack's change
 _CHUNK = 8  # rays between two looks at whether to go on
 _OF_RAYS = ("distance", "adjacent", "reached")  # what a profile says of each ray
 

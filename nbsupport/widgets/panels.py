@@ -6,13 +6,13 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import ipywidgets
 from matplotlib.figure import Figure
 
 from nbsupport import plots
-from nbsupport.widgets.live import Live, ViewSlice, look_between, save_live, slice_with_views
+from nbsupport.widgets.live import THIRDS, Live, ViewSlice, look_between, save_live, slice_with_views
 from nbsupport.widgets.still import ERRORS, picture, png, preformatted, status, undisturbed
 from nbsupport.widgets.stored import Stored
 
@@ -22,14 +22,7 @@ ROW: dict[str, Any] = {"layout": {"flex_flow": "row wrap"}}
 PAUSE = 0.01  # seconds between two steps, for messages such as the click on a button
 _PLACES = 30  # of the slider
 _KEPT = 64  # slices
-_SECOND = {
-    "view": "a view of OPTMARGIN, nearest to the true class",
-    "gradient": "the gradient, steepest way out of the class",
-    "random": "a random direction",
-}
-
 Chosen = tuple[str, str, int]  # model, attack, and the image's position in the test set
-T = TypeVar("T")
 
 
 class Turns:
@@ -71,7 +64,7 @@ class Background:
         self._turn = 0
         self._task: asyncio.Task[None] | None = None  # the loop itself keeps no task alive
 
-    def start(self, steps: Iterator[T], show: Callable[[T], None], fail: Callable[[Exception], None]) -> None:
+    def start(self, steps: Iterator[Any], show: Callable[[Any], None], fail: Callable[[Exception], None]) -> None:
         """Take `steps` one by one and `show` each; call `fail` where one raises. An earlier computation is cancelled.
 
         Without a running event loop, as in a script, all steps are taken before it returns.
@@ -159,7 +152,7 @@ class SlicePanel(Panel):
         tooltip = "Class regions in a plane, by the model"
         super().__init__(stored, "nb-slice", description="slice", icon="map", tooltip=tooltip)
         look = {"layout": {"width": "500px"}, "style": {"description_width": "110px"}}
-        options = [(text, name) for name, text in _SECOND.items()]
+        options = [(text, name) for name, text in THIRDS.items()]
         self._third = ipywidgets.Dropdown(options=options, description="second direction", **look)
         self.box.children = [self._third, self._status, self._picture]
         self._slice = functools.lru_cache(_KEPT)(self._computed)
@@ -179,7 +172,7 @@ class SlicePanel(Panel):
             "view_labels": seen.labels,
             "around": list(seen.slice.points)[-1:],
         }
-        axes = "change by the attack", _SECOND[third].split(",")[0]
+        axes = "change by the attack", THIRDS[third].split(",")[0]
         self._paint(plots.slice_figure(seen.slice, axes=axes, **drawn, **self._stored.look))
         wrong = int((seen.labels != y).sum())
         said = (

@@ -9,7 +9,7 @@ import ipywidgets
 
 from nbsupport import store
 from nbsupport.runner import report
-from nbsupport.store import Run, journal
+from nbsupport.store import journal
 from nbsupport.widgets.still import ERRORS, Still, StillBox, headless, preformatted, refusal, status
 
 
@@ -29,9 +29,10 @@ def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
     button = ipywidgets.Button(description="refresh", icon="refresh", tooltip="Read the journal again")
 
     def refresh(_: Any = None) -> None:
+        last = None  # the piece of work that was reported last
         try:
             run = store.existing_run(run_dir)
-            last = _last(run)
+            last = max(journal.summary(journal.read(run.dir)), key=lambda work: work.time, default=None)
             shown.value = _told(last) + preformatted(report.status(run))
         except ERRORS as error:
             shown.value, last = refusal(error), None
@@ -50,11 +51,6 @@ def _plain(run_dir: str | Path) -> str:
         return report.status(store.existing_run(run_dir))
     except ERRORS as error:
         return str(error)
-
-
-def _last(run: Run) -> journal.Progress | None:
-    """Return the piece of work that was reported last."""
-    return max(journal.summary(journal.read(run.dir)), key=lambda work: work.time, default=None)
 
 
 def _told(last: journal.Progress | None) -> str:

@@ -55,7 +55,7 @@ class Still:
     def as_html(self) -> str:
         """Return it as HTML, folded up."""
         encoded = base64.b64encode(self.picture or b"").decode()
-        said = f'<pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>'
+        said = preformatted(self.text)
         shown = f'<img alt="{html.escape(self.text)}" src="data:image/png;base64,{encoded}"/>' if encoded else ""
         return f"<details><summary>As first shown, for readers without a kernel</summary>{said}{shown}</details>"
 

@@ -151,13 +151,13 @@ class Stored:
         return frame[frame["index"] == index].iloc[0]
 
     def given(self, model: str, attack: str, index: int) -> tuple[Settings, nn.Module, Tensor, Tensor]:
-        """Return the settings, the model, the image (C, H, W) at `index` in the test set, and its adversarial version."""
+        """Return the settings, the model, the test image (C, H, W) that was attacked, and its adversarial version."""
         return self.settings, self.network(model), *self._pair(model, attack, index)
 
     def _pair(self, model: str, attack: str, index: int) -> tuple[Tensor, Tensor]:
-        images = self.run.inputs(f"attacks/{model}/{attack}")
-        place = int((images["index"] == index).nonzero()[0])
-        return images["x"][place], self.results["attacks"][model, attack].x_adv[place]
+        inputs = self.run.inputs(f"attacks/{model}/{attack}")
+        place = int((inputs["index"] == index).nonzero()[0])
+        return inputs["x"][place], self.results["attacks"][model, attack].x_adv[place]
 
     def single(self, model: str, attack: str, index: int) -> Single:
         """Return all about the image at `index` in the test set, attacked by `attack`."""
