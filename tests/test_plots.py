@@ -747,3 +747,33 @@ def test_panels_of_many_classes_show_those_with_votes() -> None:
 def test_panels_refuse_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         panels(**{"original": version(GREY[0]), "adversarial": version(GREY[1]), **changes})
+
+
+def evasion() -> pd.DataFrame:
+    rows = [
+        ("number of views", "1", 0.05, 0.9),
+        ("number of views", "20", 0.07, 0.4),
+        ("confidence", "0", 0.07, 0.4),
+        ("confidence", "6", float("nan"), 1.0),
+        ("published", "OPTMARGIN (ddn, equations)", 0.07, 0.4),
+    ]
+    frame = pd.DataFrame(rows, columns=["curve", "demand", "mean_rms", "region_accuracy"]).assign(n=24)
+    low, high = frame.region_accuracy - 0.1, frame.region_accuracy + 0.1
+    return frame.assign(region_low=low.clip(lower=0), region_high=high.clip(upper=1))
+
+
+def test_every_panel_shows_its_curve_and_all_published_settings() -> None:
+    figure = plots.evasion_cost(evasion())
+    assert [ax.get_title() for ax in figure.axes] == ["number of views", "confidence"]
+    for ax, reached in zip(figure.axes, (2, 1), strict=True):
+        assert len(ax.texts) == reached  # a demand without a success has no distortion to stand at
+        assert len(ax.containers) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["OPTMARGIN (ddn, equations), n=24"]
+    curve = figure.axes[0].containers[0].lines[0]
+    assert curve.get_xdata().tolist() == [0.05, 0.07]
+    assert curve.get_ydata().tolist() == [0.9, 0.4]
+
+
+def test_a_cost_of_evasion_without_its_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="region_low"):
+        plots.evasion_cost(evasion().drop(columns="region_low"))
