@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from tiny_notebooks import store_something
 
-from nbsupport import journal, store
-from nbsupport.journal import Journal, Progress
+from nbsupport import store
+
 from nbsupport.runner import report
 from nbsupport.runner.progress import Follower, describe, duration
-from nbsupport.store import STAGES, Run
+from nbsupport.store import STAGES, Run, journal
+from nbsupport.store.journal import Journal, Progress
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ CLAIMS = ["claim", "model", "examples", "statement", "statistic", "threshold", "
 
 def store_tables(run: Run, **tables: pd.DataFrame) -> None:
     """Store `tables` as one stage of the run."""
-    run.finish("06_detector", [run.write_table(name, frame) for name, frame in tables.items()])
+    run.finish("06_detector", tables=tables)
 
 
 def main_tables() -> dict[str, pd.DataFrame]:

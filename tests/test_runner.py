@@ -19,9 +19,9 @@ import pytest
 from tiny_notebooks import PARAMETERS, STORE, FakeKernel, store_something, write, write_all
 
 import nbsupport
-from nbsupport import journal, presets, runner
+from nbsupport import presets, runner
 from nbsupport.runner import Job, StageFailed, job, notebooks
-from nbsupport.store import STAGES, ParametersDiffer, RunInUse
+from nbsupport.store import STAGES, ParametersDiffer, RunInUse, journal
 
 BLOCK = """
 import os
@@ -203,13 +203,13 @@ def test_a_damaged_output_is_named_and_its_stage_alone_runs_again(
     planned: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(planned, monkeypatch, FakeKernel())
-    artifact = planned.run_dir / "attacks" / "a.safetensors"
+    artifact = planned.run_dir / "attacks" / "normal" / "a.safetensors"
     before = artifact.read_bytes()
     artifact.write_bytes(before[:-1])
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == ["03_attacks"]
-    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/a.safetensors" in lines
+    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
     assert len(artifact.read_bytes()) == len(before)
 
 

@@ -187,7 +187,7 @@ def test_a_failing_stage_stops_its_run_and_no_other(
     assert "stage 02_training failed: ValueError: no" in first.error
     assert second.error is None
     assert fake.calls.count("03_attacks") == 1
-    assert all(other.open().is_complete(stage)[0] for stage in STAGES)
+    assert all(other.open().state(stage).name == "complete" for stage in STAGES)
 
 
 @pytest.mark.slow
