@@ -134,15 +134,10 @@ def bench(what: str, images: int | None, model: Path | None, json_path: Path | N
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
     from nbsupport import bench as loops
-    from nbsupport import files
-
-    def keep(results: loops.Results) -> None:
-        if json_path is not None:
-            files.write_text(json_path, results.as_json())
 
     kept = "" if json_path is None else f" Rows are in {json_path} as soon as they are measured."
     with _exit_codes(again=f"The same command begins anew.{kept}"):
         narrator = loops.Narrator(lambda line: click.echo(line, err=True))
         with _usage():
             subject = loops.obtain(loops.most_images(what, images), model, narrator)
-        click.echo(loops.run(what, subject, narrator, images=images, keep=keep).as_text())
+        click.echo(loops.run(what, subject, narrator, images=images, keep=json_path).as_text())
