@@ -16,7 +16,6 @@ import pytest
 from tiny_notebooks import store_something
 
 from nbsupport import store
-
 from nbsupport.runner import report
 from nbsupport.runner.progress import Follower, describe, duration
 from nbsupport.store import STAGES, Run, journal
@@ -122,11 +121,7 @@ def claim_line(run: Run, rows: list[dict[str, object]]) -> str:
 
 
 def test_the_end_of_a_run_fits_a_screen(run: Run) -> None:
-    claims = [
-        row
-        for claim in range(1, 10)
-        for row in rows_of(claim, dict(zip(EXAMPLES, "hhhhuuf", strict=True)))
-    ]
+    claims = [row for claim in range(1, 10) for row in rows_of(claim, dict(zip(EXAMPLES, "hhhhuuf", strict=True)))]
     frame = pd.DataFrame(claims, columns=CLAIMS).replace({"h": "holds", "u": "undecided", "f": "fails"})
     kinds = ["still falling", "constant at its bound", "stuck pixels", "random beats gradient"]
     warnings = [
