@@ -194,6 +194,6 @@ def test_a_failing_stage_stops_its_run_and_no_other(
 def test_a_folder_in_use_is_refused_and_marked(planned: Job, client: Any) -> None:
     with planned.open().lock():
         with pytest.raises(RunInUse, match="is in use by process"):
-            sweep.submit(client, planned)
+            runner.run(planned, lambda line: None, execute=sweep.submit(client, planned))
         [point] = sweep.run([Point(planned, {})], lambda line: None, client=client)
     assert point.error is not None

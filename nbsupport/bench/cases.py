@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsupport import attacks, boundary, region, runtime, suite
+from nbsupport import attacks, boundary, presets, region, runtime, suite
 from nbsupport.bench import measure, published
 from nbsupport.bench.measure import Case, Measured, Narrator, Subject
 
@@ -70,15 +70,15 @@ def all_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
 
     Those that search long stand there also in mixed precision, right after float32.
     """
-    s, eps = subject.settings, {"eps": subject.settings.view_eps}
+    s, margin, eps = subject.settings, _on(attacks.optmargin), {"eps": subject.settings.view_eps}
     cases = [
         Case("PGD 40", _on(attacks.pgd_linf), 40, 40 * 2, {"eps": s.eps, "step_size": s.pgd_step_size}),
         Case("OPTBRITTLE ddn 200", _on(attacks.ddn_l2), 200, 200 * 2),
     ]
     for case in (
         Case("OPTBRITTLE adam 4 x 200", _on(attacks.carlini_wagner_l2), 200, 4 * 200 * 2, {"search_steps": 4}),
-        _optmargin("ddn 200", 200, 200 * (20 + 2 * 5), eps),
-        _optmargin("adam 2 x 50", 50, 2 * 50 * 2 * 20, {**eps, "solver": "adam", "search_steps": 2}),
+        Case("OPTMARGIN ddn 200", margin, 200, 200 * (20 + 2 * 5), eps),
+        Case("OPTMARGIN adam 2 x 50", margin, 50, 2 * 50 * 2 * 20, {**eps, "solver": "adam", "search_steps": 2}),
     ):
         passes = case.passes + case.passes * 2 // 3  # at most: a look that found something is repeated in float32
         options = {**case.options, "precision": "mixed"}
@@ -89,18 +89,13 @@ def all_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
 
 def published_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
     """Return OPTMARGIN by `ddn`, and by `adam` at the published settings in both variants: 4 x 1000 steps."""
-    s, passes, eps = subject.settings, 4 * 1000 * 2 * 20, {"eps": subject.settings.view_eps}
-    adam = {**eps, "solver": "adam", "lr": s.lr_adam, "initial_const": s.initial_const}
-    authors = {"lr": s.authors_lr, "initial_const": s.authors_const, "distance_scale": s.distance_scale}
+    found = suite.attacks(presets.settings(subject.settings.dataset, "paper"))
+    ddn, equations, authors = (_on(found[name][0]) for name in suite.OPTMARGINS)
     return [
-        _optmargin("ddn 200", 200, 200 * (20 + 2 * 5), eps),
-        _optmargin("adam 4 x 1000, equations", 1000, passes, {**adam, "variant": "equations"}),
-        _optmargin("adam 4 x 1000, authors", 1000, passes, {**adam, **authors, "variant": "authors"}),
+        Case("OPTMARGIN ddn 200", ddn, 200, 200 * (20 + 2 * 5)),
+        Case("OPTMARGIN adam 4 x 1000, equations", equations, 1000, 4 * 1000 * 2 * 20),
+        Case("OPTMARGIN adam 4 x 1000, authors", authors, 1000, 4 * 1000 * 2 * 20),
     ]
-
-
-def _optmargin(solver: str, steps: int, passes: int, options: Row) -> Case:
-    return Case(f"OPTMARGIN {solver}", _on(attacks.optmargin), steps, passes, options)
 
 
 def _on(attack: Callable[..., attacks.Attack | Tensor]) -> Callable[..., attacks.Attack | Tensor]:

@@ -27,7 +27,6 @@ Tick = Callable[[int], None]  # takes the units done so far
 SIZE = 3072  # of the matrices: large enough to fill a GPU, 0.6 s on one core
 SLOTS, STEPS = 64, 5  # of the attack whose memory is measured
 _WARM_UP_IMAGES = 8  # on a CPU; on a GPU, where it costs nothing, all
-_CLEAR = Path("/proc/self/clear_refs")
 # glibc hands freed blocks back at once, so that the peak is what was held, not what was kept for the next call: left to
 # itself it kept 13 to 20 MB more after many calls, whatever the number of images.
 _NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -249,9 +248,9 @@ def reset_peak(device: torch.device) -> None:
     """Begin a new measurement of the peak; where the system offers none (macOS), the process's own goes on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        with contextlib.suppress(OSError):  # a container may forbid it
-            _CLEAR.write_text("5")
+    else:
+        with contextlib.suppress(OSError):  # macOS has no such file, and a container may forbid it
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:

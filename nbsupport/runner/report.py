@@ -1,7 +1,6 @@
 """A run told in text: how far its stages have come, what came out of it, and every table that it stored."""
 
 import math
-import re
 import shlex
 import socket
 import textwrap
@@ -72,8 +71,8 @@ def results(run: Run) -> str:
     Of the attacks and models of the notebooks it makes about 40 lines, of at most 120 columns each but for paths.
     """
     told = ("attacks", "region", "boundary", "claims", "warnings")
-    frames = {name: run.read_table(name, stage) for name, stage in stored(run.dir, ".csv").items() if name in told}
-    frames = {name: frame for name, frame in frames.items() if not frame.empty}
+    read = {name: run.read_table(name, stage) for name, stage in stored(run.dir, ".csv").items() if name in told}
+    frames = {name: frame for name, frame in read.items() if not frame.empty}
     where = [
         f"executed notebooks  jupyter lab {shlex.quote(str(run.path('notebooks')))}",
         f"tables              {run.path('tables')}",
@@ -175,7 +174,8 @@ def _claims(frames: Mapping[str, Any]) -> list[str]:
         verdict = "mixed" if {"holds", "fails"} <= given else most
         candidates = rows[rows.verdict == ("fails" if "fails" in given else most)]
         row = rows.loc[(candidates.statistic - candidates.threshold).abs().fillna(math.inf).idxmin()]
-        figure, low, high, threshold = map(_short, row[["statistic", "low", "high", "threshold"]])
+        numbers = row[["statistic", "low", "high", "threshold"]]
+        figure, low, high, threshold = (f"{number:.2g}".replace("0.", ".") for number in numbers)
         sign = {"holds": ">", "fails": "<"}.get(row.verdict, "vs")
         line = f"{number} {CLAIMS.get(number, row.statement):<30}{verdict:<10}"
         line += f"{row.model} {row.examples}: {figure} [{low}, {high}] {sign} {threshold}, n {row.n}"
@@ -183,11 +183,6 @@ def _claims(frames: Mapping[str, Any]) -> list[str]:
         line += "".join(f"; {other}: {count}" for other, count in differing.items())
         lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 42))
     return lines
-
-
-def _short(value: float) -> str:
-    """Return two significant digits, such as ".95"."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}")
 
 
 def _warnings(frames: Mapping[str, Any]) -> list[str]:
