@@ -11,7 +11,7 @@ from nbsupport import checks
 from nbsupport.attacks.carlini_wagner import PenaltySearch
 from nbsupport.attacks.ddn import NormSearch
 from nbsupport.attacks.engine import Attack, Objective, Problem, Search
-from nbsupport.boundary.directions import directions
+from nbsupport.boundary import directions
 from nbsupport.runtime import Precision, frozen
 
 
