@@ -1,12 +1,12 @@
 """Training of a classifier, plain or adversarial, resumable after every epoch."""
 
-import contextlib
 import hashlib
 import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def fit(
     settings: dict[str, Any] = {"epochs": epochs, "images": len(train_set), "batch_size": batch_size, "lr": lr}
     settings |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing, "augment": augment}
     settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule)}
-    training = Training(model, optimiser, generator, settings)
+    training = Training(model, optimiser, generator or torch.default_generator, settings)
     if checkpoint is not None:
         training.resume(checkpoint)
     batches = math.ceil(len(train_set) / batch_size)
@@ -121,7 +121,9 @@ def fit(
     try:
         for epoch in range(len(training.rows), epochs):
             began = time.perf_counter()
-            with _own_stream(device, generator):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)  # of the global stream, from which dropout draws; restored after the epoch
                 model.train()
                 total = torch.zeros((), device=device)
                 order = torch.randperm(len(train_set), generator=generator)
@@ -170,15 +172,6 @@ def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = N
             with torch.no_grad():
                 right += (model(laid_out(model, seen)).argmax(1) == y).sum()
     return float(right) / len(images)
-
-
-@contextlib.contextmanager
-def _own_stream(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
-    """Run an epoch with torch's global stream, from which dropout draws, seeded by `generator` and restored after."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
@@ -238,21 +231,17 @@ def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch
     return ascend
 
 
+@dataclass(eq=False)
 class Training:
     """What a checkpoint holds: weights, optimiser, random state, history, and the best epoch's weights."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        generator: torch.Generator | None,
-        settings: dict[str, Any],
-    ) -> None:
-        self.model, self.optimiser, self.settings = model, optimiser, settings
-        self.generator = torch.default_generator if generator is None else generator
-        self.rows: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_score = -math.inf
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    settings: dict[str, Any]
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = -math.inf
 
     def keep(self, row: dict[str, float], *, score: float) -> None:
         """Add an epoch to the history; of epochs with the same score the later is the better."""

@@ -302,10 +302,9 @@ class Search(ABC):
     def __post_init__(self) -> None:
         self.problem = problem = self.objective.problem
         self.attacked = problem.correct.nonzero().squeeze(1)
-        self.x_adv = problem.x.clone()
-        self.forwards = torch.ones_like(problem.label)  # the clean pass
-        self.backwards = torch.zeros_like(problem.label)
-        self.falling, self.at_bound = torch.zeros_like(problem.correct), torch.zeros_like(problem.correct)
+        self.kept = {"best": problem.x.clone(), "forwards": torch.ones_like(problem.label)}  # the clean pass
+        self.kept |= {"backwards": torch.zeros_like(problem.label)}
+        self.kept |= {name: torch.zeros_like(problem.correct) for name in ("falling", "at_bound")}
 
     @abstractmethod
     def begin(self, state: State) -> None:
@@ -322,38 +321,35 @@ class Search(ABC):
     def start(self, index: Tensor) -> State:
         """Return the state of the waiting images `index`, counted among those attacked."""
         image = self.attacked[index]
-        x, nothing = self.problem.x[image], torch.zeros_like(image)
-        state: State = {"index": image, "x": x, "label": self.problem.label[image], "best": x.clone()}
-        state |= {name: nothing.clone() for name in ("forwards", "backwards")}
-        state |= {name: nothing.bool() for name in ("done", "falling", "at_bound")}
+        state = {"index": image, "x": self.problem.x[image], "label": self.problem.label[image]}
+        state |= {name: values[image] for name, values in self.kept.items()}
+        state["done"] = torch.zeros_like(image, dtype=torch.bool)
         self.begin(state)
         return state
 
     def finish(self, state: State) -> None:
         """Keep the results of finished images."""
-        self.x_adv[state["index"]] = state["best"]
-        self.forwards[state["index"]] += state["forwards"]
-        self.backwards[state["index"]] += state["backwards"]
-        self.falling[state["index"]], self.at_bound[state["index"]] = state["falling"], state["at_bound"]
+        for name, values in self.kept.items():
+            values[state["index"]] = state[name]
 
     def attack(self) -> Attack:
         """Attack all images that were classified correctly, and re-check each in float32 in all views."""
         device, views = self.problem.x.device, self.objective.count
         rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
         drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
-        problem = self.problem
+        problem, x_adv = self.problem, self.kept["best"]
         success, rms = torch.zeros_like(problem.correct), torch.zeros(len(problem.x), device=device)
         # Batch by batch: what is held beside the images and the result does not grow with their number.
         for index in in_batches(self.attacked, problem.rows(views)):
-            margin = self.objective.margins(self.x_adv[index], problem.label[index])
+            margin = self.objective.margins(x_adv[index], problem.label[index])
             success[index] = across(margin, self.confidence).all(1)
-            self.forwards[index] += views
+            self.kept["forwards"][index] += views
         for index in in_batches(torch.arange(len(success), device=device), problem.rows()):
             kept = success[index] | (self.keep_failures & problem.correct[index])
-            self.x_adv[index] = torch.where(per_image(kept), self.x_adv[index], problem.x[index])
-            rms[index] = (self.x_adv[index] - problem.x[index]).square().flatten(1).mean(1).sqrt()
-        spent, seen = (self.forwards, self.backwards), (self.falling, self.at_bound)
-        return Attack(self.x_adv, success, problem.correct, rms, *spent, *seen)
+            x_adv[index] = torch.where(per_image(kept), x_adv[index], problem.x[index])
+            rms[index] = (x_adv[index] - problem.x[index]).square().flatten(1).mean(1).sqrt()
+        evidence = (self.kept[name] for name in ("forwards", "backwards", "falling", "at_bound"))
+        return Attack(x_adv, success, problem.correct, rms, *evidence)
 
 
 def in_batches(index: Tensor, rows: int) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image, shorten
+from nbsupport.attacks.engine import Attack, Descent, Objective, Problem, Search, across, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -136,13 +136,7 @@ class PenaltySearch(Search):
         loss = l2 / self.distance_scale + state["const"] * (look.margin + self.confidence).clamp(min=0).sum(1)
 
         wanted = ~short.any(1) & ~state["done"] & (~state["found"] | (l2 < state["best_l2"]))
-        success, passes = self.objective.confirmed(wanted, x_adv, state["label"], self.confidence)
-        state["forwards"] += look.forwards + passes
-        state["backwards"] += look.backwards
-        state["found"] |= success
-        better = success & (l2 < state["best_l2"])
-        state["best_l2"] = torch.where(better, l2, state["best_l2"])
-        state["best"] = torch.where(per_image(better), x_adv, state["best"])
+        state["found"] |= _keep_nearest(self, state, look, x_adv, l2, wanted)
 
         slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * look.gradient
         self._adam(state, slope * (1 - (2 * x_adv - 1).square()) / 2)
@@ -357,12 +351,7 @@ class NormSearch(Search):
         )
         l2 = delta.flatten(1).norm(dim=1)
         flipped = across(look.margin, self.confidence).all(1)
-        better = flipped & (l2 < state["best_l2"]) & ~state["done"]
-        better, passes = self.objective.confirmed(better, x_adv, state["label"], self.confidence)
-        state["forwards"] += look.forwards + passes
-        state["backwards"] += look.backwards
-        state["best_l2"] = torch.where(better, l2, state["best_l2"])
-        state["best"] = torch.where(per_image(better), x_adv, state["best"])
+        _keep_nearest(self, state, look, x_adv, l2, flipped & (l2 < state["best_l2"]) & ~state["done"])
 
         stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
         delta = delta - per_image(stride / _length(look.gradient)) * look.gradient
@@ -380,6 +369,17 @@ class NormSearch(Search):
         # Steps and norm changes shrink towards the end, so the steps alone would always seem to have arrived.
         state["falling"] = share * state["best_l2"] < 0.99 * state["last_best"]
         super().finish(state)
+
+
+def _keep_nearest(search: Search, state: State, look: Descent, x_adv: Tensor, l2: Tensor, wanted: Tensor) -> Tensor:
+    """Keep of the images `wanted` (N,) those nearer than the best so far; return which are confirmed, count passes."""
+    success, passes = search.objective.confirmed(wanted, x_adv, state["label"], search.confidence)
+    state["forwards"] += look.forwards + passes
+    state["backwards"] += look.backwards
+    better = success & (l2 < state["best_l2"])
+    state["best_l2"] = torch.where(better, l2, state["best_l2"])
+    state["best"] = torch.where(per_image(better), x_adv, state["best"])
+    return success
 
 
 def _length(x: Tensor) -> Tensor:

@@ -134,10 +134,9 @@ def _decode(files: list[str], mode: str, *, like: str) -> _Array:
     for row, file in enumerate(files):
         try:
             with Image.open(file) as image:
-                if image.size == size and image.mode not in _DEEP:
-                    pixels[row] = _bytes(image, mode)
-                    continue
                 found, depth = image.size, image.mode
+                if found == size and depth not in _DEEP:
+                    pixels[row] = _bytes(image, mode)
         except (OSError, ValueError, SyntaxError) as error:
             raise _damaged(file, error) from error
         if found != size:
@@ -145,7 +144,10 @@ def _decode(files: list[str], mode: str, *, like: str) -> _Array:
                 f"expected images of one size, got {size[0]}x{size[1]} in {like} and {found[0]}x{found[1]} in {file}; "
                 "resize them to one size first"
             )
-        raise ValueError(f"expected 8 bits a channel, got Pillow's mode {depth} in {file}; convert it to 8 bits first")
+        if depth in _DEEP:
+            raise ValueError(
+                f"expected 8 bits a channel, got Pillow's mode {depth} in {file}; convert it to 8 bits first"
+            )
     return pixels
 
 
