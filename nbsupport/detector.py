@@ -1,11 +1,11 @@
 """The classifier of boundary information: it tells adversarial from benign images by their rays."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,33 @@ class Rates:
     false_positive_rate: Rate
     false_negative_rate: Rate
     auc: Rate
+
+
+class BoundaryNet(nn.Module):
+    """The network of [1]: two convolutions along the sorted distances, joined by the purities.
+
+    Dropout is a function handed to `forward`, so that its noise has a generator and evaluation has none.
+
+    References
+    ----------
+    .. [1] He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, and its released code.
+    """
+
+    def __init__(self, rays: int) -> None:
+        super().__init__()
+        length = ((rays - 8) // 4 + 1 - 8) // 4 + 1
+        self.conv1 = nn.Conv1d(1, 8, 8, stride=4)
+        self.conv2 = nn.Conv1d(8, 16, 8, stride=4)
+        self.linear1 = nn.Linear(16 * length + PURITIES, 32)
+        self.linear2 = nn.Linear(32, 2)
+
+    def forward(self, distances: Tensor, purities: Tensor, noise: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
+        """Return the logits (N, 2) of benign and adversarial from distances (N, K), sorted and scaled, and purities."""
+        h = noise(F.relu(self.conv1(distances[:, None])))  # (N, 8, 391) on MNIST
+        h = noise(F.relu(self.conv2(h)))  # (N, 16, 96)
+        h = torch.cat((h.flatten(1), purities), 1)
+        logits: Tensor = self.linear2(noise(F.relu(self.linear1(h))))
+        return logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +144,7 @@ class Detector:
         return named | {"history": self.history.cpu()}
 
     @classmethod
-    def from_tensors(cls, named: Mapping[str, Tensor], *, device: torch.device | None = None) -> Detector:
+    def from_tensors(cls, named: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
         """Return the detector that `tensors` described, on `device` (None: the CPU).
 
         Raises
@@ -199,7 +226,7 @@ def fit(
     """
     for name, profile in (("benign", benign), ("adversarial", adversarial)):
         _check(profile, name=name)
-        if len(profile.distance) == 0:
+        if len(profile) == 0:
             raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
     rays = benign.distance.shape[1]
     if adversarial.distance.shape[1] != rays:
@@ -213,7 +240,7 @@ def fit(
     checks.number(lr, name="lr", open_low=True)
     checks.number(shift, name="shift", low=-math.inf)
     checks.number(scale, name="scale", open_low=True)
-    longer = max(len(benign.distance), len(adversarial.distance))
+    longer = max(len(benign), len(adversarial))
     rows = min(pairs, longer)
     if epochs is not None:
         if steps is not None:
@@ -224,18 +251,30 @@ def fit(
     checks.count(steps, name="steps")
 
     device = benign.distance.device
-    sides = []
-    for profile in (benign, adversarial):
-        purities = purity(profile, num_classes=num_classes, top=PURITIES)
-        sides.append(
-            (_input(profile.distance.float(), unreached, shift, scale).to(device), purities.float().to(device))
-        )
     network = initialised(rays, generator).to(device)
-    first = orders(len(benign.distance), steps, rows, generator)
-    paired = len(benign.distance) == len(adversarial.distance)
-    second = first if paired else orders(len(adversarial.distance), steps, rows, generator)
-    history = _train(network, sides, (first.to(device), second.to(device)), lr, generator, progress)
-    return Detector(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, history.cpu())
+    sides: list[list[Tensor]] = []  # of each the distances, the purities, and the rows of every step
+    for profile in (benign, adversarial):
+        paired = sides and len(benign) == len(adversarial)
+        order = sides[0][2] if paired else orders(len(profile), steps, rows, generator)
+        purities = purity(profile, num_classes=num_classes, top=PURITIES).float()
+        parts = _input(profile.distance.float(), unreached, shift, scale), purities, order
+        sides.append([part.to(device) for part in parts])
+    labels = torch.arange(2, device=device).repeat_interleave(rows)
+    losses = torch.empty(steps, device=device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=lr)
+    noise = partial(dropout, generator=generator)
+    with torch.enable_grad(), _exact():
+        for step in range(steps):
+            batch = [(distances[order[step]], purities[order[step]]) for distances, purities, order in sides]
+            distances, purities = (torch.cat(parts) for parts in zip(*batch, strict=True))  # benign first
+            loss = F.cross_entropy(network(distances, purities, noise), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses[step] = loss.detach()
+            if progress is not None and ((step + 1) % max(steps // 100, 1) == 0 or step + 1 == steps):
+                progress(step + 1, steps)
+    return Detector(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, losses.cpu())
 
 
 def _check(profile: Profile, *, name: str) -> None:
@@ -252,33 +291,6 @@ def _check(profile: Profile, *, name: str) -> None:
 def _input(distance: Tensor, unreached: float, shift: float, scale: float) -> Tensor:
     """Return `distance` (N, K) as the network sees it: without inf, sorted, scaled."""
     return (distance.masked_fill(distance.isinf(), unreached).sort(1).values - shift) / scale
-
-
-class BoundaryNet(nn.Module):
-    """The network of [1]: two convolutions along the sorted distances, joined by the purities.
-
-    Dropout is a function handed to `forward`, so that its noise has a generator and evaluation has none.
-
-    References
-    ----------
-    .. [1] He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, and its released code.
-    """
-
-    def __init__(self, rays: int) -> None:
-        super().__init__()
-        length = ((rays - 8) // 4 + 1 - 8) // 4 + 1
-        self.conv1 = nn.Conv1d(1, 8, 8, stride=4)
-        self.conv2 = nn.Conv1d(8, 16, 8, stride=4)
-        self.linear1 = nn.Linear(16 * length + PURITIES, 32)
-        self.linear2 = nn.Linear(32, 2)
-
-    def forward(self, distances: Tensor, purities: Tensor, noise: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
-        """Return the logits (N, 2) of benign and adversarial from distances (N, K), sorted and scaled, and purities."""
-        h = noise(F.relu(self.conv1(distances[:, None])))  # (N, 8, 391) on MNIST
-        h = noise(F.relu(self.conv2(h)))  # (N, 16, 96)
-        h = torch.cat((h.flatten(1), purities), 1)
-        logits: Tensor = self.linear2(noise(F.relu(self.linear1(h))))
-        return logits
 
 
 def initialised(rays: int, generator: torch.Generator | None) -> BoundaryNet:
@@ -322,34 +334,3 @@ def _exact() -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
-
-
-def _train(
-    network: BoundaryNet,
-    sides: list[tuple[Tensor, Tensor]],
-    visits: tuple[Tensor, Tensor],
-    lr: float,
-    generator: torch.Generator | None,
-    progress: Callable[[int, int], None] | None,
-) -> Tensor:
-    """Train `network` in place on the rows visits[side][step] of each side; return the losses (steps,)."""
-    steps, rows = visits[0].shape
-    labels = torch.arange(2, device=visits[0].device).repeat_interleave(rows)
-    losses = torch.empty(steps, device=labels.device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=lr)
-
-    def noise(h: Tensor) -> Tensor:
-        return dropout(h, generator)
-
-    with torch.enable_grad(), _exact():
-        for step in range(steps):
-            batch = [[part[order[step]] for part in side] for side, order in zip(sides, visits, strict=True)]
-            distances, purities = (torch.cat(parts) for parts in zip(*batch, strict=True))  # benign first
-            loss = F.cross_entropy(network(distances, purities, noise), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses[step] = loss.detach()
-            if progress is not None and ((step + 1) % max(steps // 100, 1) == 0 or step + 1 == steps):
-                progress(step + 1, steps)
-    return losses

@@ -82,7 +82,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["contents"] = tensors_digest(stored)
-    metadata["sha256"] = _digest(json.dumps(metadata, sort_keys=True).encode())
+    metadata["sha256"] = _signature(metadata)
     data = save(stored, metadata)
     with replacing(path) as file:
         file.write(data)
@@ -111,9 +111,7 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     signed = {name: text for name, text in metadata.items() if name != "sha256"}
     if expected is None:
         raise DamagedArtifact(path, "it carries no checksum")
-    if signed.get("contents") != tensors_digest(tensors) or expected != _digest(
-        json.dumps(signed, sort_keys=True).encode()
-    ):
+    if signed.get("contents") != tensors_digest(tensors) or expected != _signature(signed):
         raise DamagedArtifact(path, "its checksum differs")
     return tensors, metadata
 
@@ -174,5 +172,5 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _signature(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,5 @@
 """Intervals for what the suite reports: rates, areas under the ROC curve, means of paired differences."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

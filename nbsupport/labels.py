@@ -1,7 +1,5 @@
 """The class of many perturbed images: perturb, clip, lay out, evaluate, in batches of fixed size and memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -61,9 +59,8 @@ class Labeller:
         """Return the classes (R,) int64 of the rows `image` (R,) int64, `point` (R,) or (R, P) int64, `scale` alike."""
         labels = torch.empty(image.numel(), dtype=torch.int64, device=self.device)
         every = torch.arange(image.numel(), device=self.device)
-        if self.bound is None:
-            unsure = every
-        else:
+        unsure = every
+        if self.bound is not None:
             margin = torch.empty(image.numel(), device=self.device)
             for part in self._parts(every):
                 z = self._logits(image[part], point[part], scale[part], reduced=True)

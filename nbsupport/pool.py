@@ -1,7 +1,5 @@
 """A pool of slots: many independent jobs share one batch; finished jobs leave and waiting ones take their place."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

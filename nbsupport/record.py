@@ -1,7 +1,5 @@
 """What kernels return: frozen dataclasses of tensors with one row an image."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """Where and how a model is evaluated: device, random generators, batch sizes, frozen models."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Literal, get_args
@@ -22,9 +21,7 @@ def best_device() -> torch.device:
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
     """Return the device of `model`; for a module without parameters or buffers, the device of `x`."""
-    for tensor in [*model.parameters(), *model.buffers()][:1]:
-        return tensor.device
-    return x.device
+    return next(itertools.chain(model.parameters(), model.buffers(), [x])).device
 
 
 def seeded(seed: int, *purpose: object) -> torch.Generator:

@@ -8,7 +8,7 @@ from torch import nn
 
 from nbsupport import attacks
 from nbsupport.attacks import engine
-from nbsupport.attacks.optmargin import draw_views
+from nbsupport.attacks import draw_views
 from nbsupport.bench import published
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from nbsupport import data
-from nbsupport.data import ImageSet, published
+from nbsupport.data import ImageSet
 
 
 def small_set(n: int = 5) -> ImageSet:
@@ -120,7 +120,7 @@ def test_the_root_of_published_data(
     monkeypatch.delenv("NBSUPPORT_DATA", raising=False)
     if variable is not None:
         monkeypatch.setenv("NBSUPPORT_DATA", variable)
-    assert published.data_root(given) == Path(expected).expanduser().absolute()
+    assert data.data_root(given) == Path(expected).expanduser().absolute()
 
 
 @pytest.mark.parametrize(("train", "size"), [(True, 1297), (False, 500)])

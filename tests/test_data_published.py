@@ -20,7 +20,6 @@ import torch
 from random_images import Array, random_bytes
 
 from nbsupport import data
-from nbsupport.data import published
 
 
 def idx(path: Path) -> Array:
@@ -104,7 +103,7 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 @pytest.fixture
 def cifar10_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with an archive of 4 images a batch, of which torchvision is told the checksums."""
-    cifar10 = published.torchvision_datasets().CIFAR10
+    cifar10 = data.torchvision_datasets().CIFAR10
     unpacked = tmp_path / "unpacked" / "cifar-10-batches-py"
     unpacked.mkdir(parents=True)
     checksums = {}
@@ -163,7 +162,7 @@ def test_what_to_do_without_a_network(
         timeouts.append(socket.getdefaulttimeout())
         raise failure
 
-    monkeypatch.setattr(getattr(published.torchvision_datasets(), kind), "download", download)
+    monkeypatch.setattr(getattr(data.torchvision_datasets(), kind), "download", download)
     before = socket.getdefaulttimeout()
     with pytest.raises(FileNotFoundError) as caught:
         data.load(name, train=True, root=tmp_path)
@@ -176,7 +175,7 @@ def test_what_to_do_without_a_network(
         str(failure.args[0]),
     ]:
         assert part in message
-    assert timeouts == [published.NETWORK_TIMEOUT]  # a silent server does not hold up the error
+    assert timeouts == [data.NETWORK_TIMEOUT]  # a silent server does not hold up the error
     assert socket.getdefaulttimeout() == before
 
 
@@ -186,7 +185,7 @@ def test_only_the_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     write_mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
-    monkeypatch.setattr(published.torchvision_datasets().MNIST, "download", download)
+    monkeypatch.setattr(data.torchvision_datasets().MNIST, "download", download)
     with pytest.raises(FileNotFoundError, match=r"(?m)^Missing or damaged: t10k-labels-idx1-ubyte, expected in "):
         data.load("mnist", train=False, root=tmp_path)
 
@@ -195,44 +194,63 @@ def test_torchvision_is_imported_late_and_without_warnings() -> None:
     program = """
 import importlib, sys
 from nbsupport import data
-from nbsupport.data import published
 assert not {"torchvision", "sklearn"} & set(sys.modules), "imported too early"
 try:
     import torchvision
 except RuntimeError:
     pass
-first = published.torchvision_datasets()
-assert first is published.torchvision_datasets()
-importlib.reload(published)
-assert published.torchvision_datasets().MNIST is first.MNIST
+first = data.torchvision_datasets()
+assert first is data.torchvision_datasets()
+importlib.reload(data)
+assert data.torchvision_datasets().MNIST is first.MNIST
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("failures", "declared"),
-    [
-        ([], 0),
-        (["operator torchvision::nms does not exist"], 1),
-        (["operator torchvision::qnms does not exist"], 1),
-    ],
-)
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators that are declared; none has been so far."""
+    found: list[str] = []
+
+    class Library:
+        def __init__(self, namespace: str, kind: str) -> None:
+            assert (namespace, kind) == ("torchvision", "FRAGMENT")
+
+        def define(self, schema: str) -> None:
+            found.append(schema.split("(")[0])
+
+    monkeypatch.setattr(torch.library, "Library", Library)
+    monkeypatch.setattr(data, "_DECLARED", {})
+    return found
+
+
+@pytest.mark.parametrize("missed", [[], ["nms"], ["qnms"], ["nms", "qnms"]])
 def test_operators_are_declared_only_where_they_are_missed(
-    failures: list[str], declared: int, monkeypatch: pytest.MonkeyPatch
+    missed: list[str], declared: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declarations: list[None] = []
-    module = ModuleType("datasets")
+    module, waiting = ModuleType("datasets"), list(missed)
 
     def import_module(name: str) -> ModuleType:
-        if failures:
-            raise RuntimeError(failures.pop())
+        if waiting:
+            raise RuntimeError(f"operator torchvision::{waiting.pop(0)} does not exist")
         return module
 
     monkeypatch.setattr("importlib.import_module", import_module)
-    monkeypatch.setattr(published, "_declare_operators", lambda: declarations.append(None))
-    assert published.torchvision_datasets() is module
-    assert len(declarations) == declared
+    assert data.torchvision_datasets() is module
+    assert declared == missed
+
+
+def test_an_operator_that_is_still_missed_is_not_declared_again(
+    declared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_module(name: str) -> ModuleType:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with pytest.raises(RuntimeError, match="torchvision::nms"):
+        data.torchvision_datasets()
+    assert declared == ["nms"]
 
 
 def test_any_other_failure_of_the_import_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,4 +259,4 @@ def test_any_other_failure_of_the_import_is_shown(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("importlib.import_module", import_module)
     with pytest.raises(RuntimeError, match="CUDA major versions"):
-        published.torchvision_datasets()
+        data.torchvision_datasets()

@@ -1,6 +1,7 @@
 """The detector against a slow reference, on synthetic profiles it can and cannot tell apart, and its rules."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -253,16 +254,17 @@ def test_history_and_progress():
     assert calls == [1, 2, 3]
 
 
-def test_without_a_length_it_trains_as_long_as_on_mnist(monkeypatch):
-    lengths = []
+def test_without_a_length_it_trains_as_long_as_on_mnist():
+    class Stopped(Exception):
+        pass
 
-    def stop(network, sides, visits, lr, *rest):
-        lengths.append((len(visits[0]), lr))
-        return torch.zeros(1)
+    def stop(done, total):
+        assert total == 2000
+        raise Stopped
 
-    monkeypatch.setattr(detector, "_train", stop)
-    fit(steps=None)
-    assert lengths == [(2000, 1e-3)]
+    with pytest.raises(Stopped):
+        fit(steps=None, progress=stop)
+    assert inspect.signature(detector.fit).parameters["lr"].default == 1e-3
 
 
 def test_training_works_where_gradients_are_off():

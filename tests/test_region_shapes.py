@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from nbsupport import region
 from nbsupport.data import ImageSet
 from nbsupport.models.analytic import HalfSpace, Wedge
-from nbsupport.region import COMBINATIONS, SHAPES, Vote
-from nbsupport.region.counting import draw
+from nbsupport.region import COMBINATIONS, SHAPES, Vote, draw
 
 MEANS = ("mean_logits", "mean_probability")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nbsupport import attacks
 from nbsupport.attacks import Stability, stability
-from nbsupport.attacks.stability import BATCH
+from nbsupport.attacks.indicators import BATCH
 from nbsupport.models.analytic import HalfSpace
 
 SHAPE = (1, 2, 2)

@@ -12,7 +12,7 @@ from torch import nn
 from nbsupport import models, presets, train
 from nbsupport.data import ImageSet
 from nbsupport.models import HalfSpace
-from nbsupport.train.adversary import augmented
+from nbsupport.train import augmented
 
 SHAPE = (1, 4, 4)
 

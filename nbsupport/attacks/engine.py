@@ -4,11 +4,10 @@ The margin of label y is Z_y - max_{j != y} Z_j. An untargeted attack lowers the
 one raises the margin of the target. All margins here are negated where an attack is targeted: every search descends.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,7 @@ Weigh = Callable[[Tensor], Tensor]  # margins -> weights of the same shape
 # this share of the spread of an image's logits.
 ROUNDING = 1e-5
 _BISECTIONS = 10
-
-
-def _nowhere() -> Tensor:
-    return torch.zeros((), dtype=torch.bool)
+_NOWHERE = torch.zeros((), dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +62,8 @@ class Attack(Record):
     rms: Tensor
     forwards: Tensor
     backwards: Tensor
-    falling: Tensor = field(default_factory=_nowhere)
-    at_bound: Tensor = field(default_factory=_nowhere)
+    falling: Tensor = _NOWHERE
+    at_bound: Tensor = _NOWHERE
 
     def __post_init__(self) -> None:
         for name in ("falling", "at_bound"):
@@ -86,7 +82,7 @@ class Problem:
     correct: Tensor  # (N,) bool
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Problem:
+    def of(cls, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Self:
         """Check the arguments, evaluate the clean images, and return the problem; `model` must be frozen."""
         checks.images(x)
         checks.labels(y, count=len(x))
@@ -116,23 +112,17 @@ class Problem:
         return max(1, rows_per_batch(self.model, tuple(self.x.shape[1:]), self.x.device) // views)
 
 
-def margins(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
-    """Return the margins (N,) of `label` (N,) in `logits` (N, L), negated when `targeted`."""
-    own = logits.gather(1, label[:, None]).squeeze(1)
-    rival = logits.scatter(1, label[:, None], -torch.inf).amax(1)
-    return rival - own if targeted else own - rival
+def margins(logits: Tensor, label: Tensor, *, targeted: bool, temperature: Tensor | None = None) -> Tensor:
+    """Return the margins (N,) of `label` (N,) in `logits` (N, L), negated when `targeted`.
 
-
-def smooth_margins(logits: Tensor, label: Tensor, temperature: Tensor, *, targeted: bool) -> Tensor:
-    """Return the margins (N,) with a soft maximum over the rivals, at `temperature` (N,) or () in logits.
-
-    At temperature 1 their gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but
-    underflows in float32 where the model is sure.
+    With a `temperature` (N,), in logits, they are smooth: with a soft maximum over the rivals. At temperature 1 their
+    gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but underflows in float32 where
+    the model is sure.
     """
     own = logits.gather(1, label[:, None]).squeeze(1)
-    rivals = logits.scatter(1, label[:, None], -torch.inf) / temperature[..., None]
-    soft = temperature * rivals.logsumexp(1)
-    return soft - own if targeted else own - soft
+    rivals = logits.scatter(1, label[:, None], -torch.inf)
+    rival = rivals.amax(1) if temperature is None else temperature * (rivals / temperature[:, None]).logsumexp(1)
+    return rival - own if targeted else own - rival
 
 
 def _picks_rows(x: Tensor) -> bool:
@@ -228,12 +218,12 @@ class Objective:
         with a graph cost V + 3 count instead of 3 V.
         """
         moved, labels = self._moved(x, label)
-        margin, chosen, views = None, moved, self.count
+        margin, chosen, views, looked = None, moved, self.count, 0
         if 1.5 * count < views:
             margin = self._look(moved, labels).view(-1, views)
             hardest = margin.topk(count, dim=1).indices
             rows = (hardest + views * torch.arange(len(x), device=x.device)[:, None]).flatten()
-            chosen, views = moved[rows], count
+            chosen, views, looked = moved[rows], count, self.count
 
         def slope(margin: Tensor) -> Tensor:
             return weigh(margin.view(-1, views)).flatten()
@@ -241,10 +231,7 @@ class Objective:
         own = label.repeat_interleave(views)
         seen, gradient = self._gradient(chosen, own, slope, temperature.repeat_interleave(views))
         spent = torch.full_like(label, views)
-        if margin is None:
-            margin, looked = seen.view(-1, views), torch.zeros_like(label)
-        else:
-            looked = torch.full_like(label, self.count)
+        margin = seen.view(-1, views) if margin is None else margin
         return Descent(margin, gradient.view(-1, views, *x.shape[1:]).sum(1), looked + spent, spent)
 
     def ascend(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,7 +270,7 @@ class Objective:
             logits = self._logits(batch)
             margin = descended = self._margin(logits, label, slack)
             if temperature is not None:
-                descended = smooth_margins(logits, label, temperature, targeted=self.problem.targeted)
+                descended = margins(logits, label, targeted=self.problem.targeted, temperature=temperature)
         (gradient,) = torch.autograd.grad(descended, batch, weigh(margin.detach()))
         return margin.detach(), gradient
 
@@ -315,10 +302,9 @@ class Search(ABC):
     def __post_init__(self) -> None:
         self.problem = problem = self.objective.problem
         self.attacked = problem.correct.nonzero().squeeze(1)
-        self.x_adv = problem.x.clone()
-        self.forwards = torch.ones_like(problem.label)  # the clean pass
-        self.backwards = torch.zeros_like(problem.label)
-        self.falling, self.at_bound = torch.zeros_like(problem.correct), torch.zeros_like(problem.correct)
+        self.kept = {"best": problem.x.clone(), "forwards": torch.ones_like(problem.label)}  # the clean pass
+        self.kept |= {"backwards": torch.zeros_like(problem.label)}
+        self.kept |= {name: torch.zeros_like(problem.correct) for name in ("falling", "at_bound")}
 
     @abstractmethod
     def begin(self, state: State) -> None:
@@ -335,42 +321,40 @@ class Search(ABC):
     def start(self, index: Tensor) -> State:
         """Return the state of the waiting images `index`, counted among those attacked."""
         image = self.attacked[index]
-        x, nothing = self.problem.x[image], torch.zeros_like(image)
-        state: State = {"index": image, "x": x, "label": self.problem.label[image], "best": x.clone()}
-        state |= {name: nothing.clone() for name in ("forwards", "backwards")}
-        state |= {name: nothing.bool() for name in ("done", "falling", "at_bound")}
+        state = {"index": image, "x": self.problem.x[image], "label": self.problem.label[image]}
+        state |= {name: values[image] for name, values in self.kept.items()}
+        state["done"] = torch.zeros_like(image, dtype=torch.bool)
         self.begin(state)
         return state
 
     def finish(self, state: State) -> None:
         """Keep the results of finished images."""
-        self.x_adv[state["index"]] = state["best"]
-        self.forwards[state["index"]] += state["forwards"]
-        self.backwards[state["index"]] += state["backwards"]
-        self.falling[state["index"]], self.at_bound[state["index"]] = state["falling"], state["at_bound"]
+        for name, values in self.kept.items():
+            values[state["index"]] = state[name]
 
     def attack(self) -> Attack:
         """Attack all images that were classified correctly, and re-check each in float32 in all views."""
         device, views = self.problem.x.device, self.objective.count
         rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
         drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
-        return self._checked()
-
-    def _checked(self) -> Attack:
-        problem = self.problem
-        success = torch.zeros_like(problem.correct)
-        rms = torch.zeros(len(success), device=problem.x.device)
-        for index in self.attacked.split(problem.rows(self.objective.count)) if len(self.attacked) else ():
-            margin = self.objective.margins(self.x_adv[index], problem.label[index])
-            success[index] = across(margin, self.confidence).all(1)
-            self.forwards[index] += self.objective.count
+        problem, x_adv = self.problem, self.kept["best"]
+        success, rms = torch.zeros_like(problem.correct), torch.zeros(len(problem.x), device=device)
         # Batch by batch: what is held beside the images and the result does not grow with their number.
-        for index in torch.arange(len(success), device=success.device).split(problem.rows()):
+        for index in in_batches(self.attacked, problem.rows(views)):
+            margin = self.objective.margins(x_adv[index], problem.label[index])
+            success[index] = across(margin, self.confidence).all(1)
+            self.kept["forwards"][index] += views
+        for index in in_batches(torch.arange(len(success), device=device), problem.rows()):
             kept = success[index] | (self.keep_failures & problem.correct[index])
-            self.x_adv[index] = torch.where(per_image(kept), self.x_adv[index], problem.x[index])
-            rms[index] = (self.x_adv[index] - problem.x[index]).square().flatten(1).mean(1).sqrt()
-        passes = self.forwards, self.backwards
-        return Attack(self.x_adv, success, problem.correct, rms, *passes, self.falling, self.at_bound)
+            x_adv[index] = torch.where(per_image(kept), x_adv[index], problem.x[index])
+            rms[index] = (x_adv[index] - problem.x[index]).square().flatten(1).mean(1).sqrt()
+        evidence = (self.kept[name] for name in ("forwards", "backwards", "falling", "at_bound"))
+        return Attack(x_adv, success, problem.correct, rms, *evidence)
+
+
+def in_batches(index: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Return `index` (N,) in parts of at most `rows`; none where it is empty."""
+    return index.split(rows) if len(index) else ()
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -384,8 +368,7 @@ def shorten(state: State, objective: Objective, confidence: float) -> Tensor:
     In float32, and so that an image nearer to the boundary than the search could settle is measured too.
     """
     x, delta = state["x"], state["best"] - state["x"]
-    low = torch.zeros_like(x[:, 0, 0, 0])
-    high = torch.ones_like(low)
+    low, high = x.new_zeros(len(x)), x.new_ones(len(x))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         margin = objective.margins(x + per_image(middle) * delta, state["label"], slack=ROUNDING)
@@ -437,17 +420,6 @@ def best_of(attacks: Sequence[Attack]) -> Attack:
             )
     rms = torch.stack([torch.where(attack.success, attack.rms, torch.inf) for attack in attacks])  # (A, N)
     chosen, image = rms.argmin(0), torch.arange(rms.shape[1], device=rms.device)
-
-    def pick(name: str) -> Tensor:
-        return torch.stack([getattr(attack, name) for attack in attacks])[chosen, image]
-
-    return Attack(
-        x_adv=pick("x_adv"),
-        success=pick("success"),
-        correct=first.correct,
-        rms=pick("rms"),
-        forwards=torch.stack([attack.forwards for attack in attacks]).sum(0),
-        backwards=torch.stack([attack.backwards for attack in attacks]).sum(0),
-        falling=pick("falling"),
-        at_bound=pick("at_bound"),
-    )
+    stacked = {name: torch.stack([getattr(attack, name) for attack in attacks]) for name in first.tensors()}
+    best = {name: values[chosen, image] for name, values in stacked.items()}
+    return Attack(**{**best, **{name: stacked[name].sum(0) for name in ("forwards", "backwards")}})

@@ -1,17 +1,14 @@
 """OPTMARGIN: the least perturbation that flips the image and random views around it."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.carlini_wagner import PenaltySearch
-from nbsupport.attacks.ddn import NormSearch
 from nbsupport.attacks.engine import Attack, Objective, Problem, Search
-from nbsupport.boundary.directions import directions
+from nbsupport.attacks.minimum_norm import NormSearch, PenaltySearch
+from nbsupport.boundary import directions
 from nbsupport.runtime import Precision, frozen
 
 

@@ -1,6 +1,4 @@
-"""How the boundary looks where rays cross it: its normals, where rays come back, and where three classes meet."""
-
-from __future__ import annotations
+"""How the boundary looks: its normals where rays cross it, where rays come back, and planes through an image."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.boundary.directions import check_directions
-from nbsupport.boundary.plane import grid_labels, margin_gradient
-from nbsupport.boundary.probe import Rays, grid
-from nbsupport.boundary.profile import Profile, check_probed
+from nbsupport.boundary.probe import March, Rays, grid
+from nbsupport.boundary.profile import Profile, check_directions, check_probed, directions
 from nbsupport.labels import Labeller
-from nbsupport.pool import State, drain
+from nbsupport.pool import drain
 from nbsupport.record import Record
 
 _BATCHES = 8  # places labelled at once, in batches of the model
 _PARALLEL = 0.999  # cosine
+THIRDS = ("random", "gradient")
+_BESIDE = 1e-4  # of a direction's length, left over beside another, at most: they span no plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +147,9 @@ def normals(
         boundary, and for logits that are not finite or of wrong shape.
     """
     check_probed(x, directions, profile)
-    image, direction = _crossings(profile, rays)
     device = runtime.device_of(model, x)
+    x, directions, profile = x.detach().to(device), directions.detach().to(device), profile.to(device)
+    image, direction = _crossings(profile, rays)
     rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
     normal = torch.empty(len(image), directions.shape[1], device=device)
     angle = torch.empty(len(image), dtype=torch.float64, device=device)
@@ -158,17 +157,11 @@ def normals(
         for start in range(0, len(image), rows):
             part = slice(start, start + rows)
             i, k = image[part], direction[part]
-            d = _taken(directions, k, device)
-            step = profile.distance[i, k].to(device, torch.float32)[:, None] * d
-            points = (_taken(x, i, device) + step.view(-1, *x.shape[1:])).clamp(0, 1)
-            gradient = margin_gradient(model, points, profile.adjacent[i, k].to(device), profile.center[i].to(device))
-            normal[part], angle[part] = _unit(gradient), _degrees(gradient, d)
+            step = profile.distance[i, k].float()[:, None] * directions[k]
+            points = (x[i] + step.view(-1, *x.shape[1:])).clamp(0, 1)
+            gradient = margin_gradient(model, points, profile.adjacent[i, k], profile.center[i])
+            normal[part], angle[part] = _unit(gradient), _degrees(gradient, directions[k])
     return Normals(normal, angle)
-
-
-def _taken(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
-    """Return the rows `index` of `values` on `device`, wherever each of them lies."""
-    return values.detach()[index.to(values.device)].to(device)
 
 
 def _crossings(profile: Profile, rays: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -258,48 +251,18 @@ def reentry(
     """
     check_probed(x, directions, profile, precision)
     device = runtime.device_of(model, x)
-    positions = grid(magnitudes).to(device)
-    crossing = profile.distance.to(device, positions.dtype).flatten()
-    following = torch.searchsorted(positions, crossing, right=True)  # inf: beyond the grid
-    walking = (following < len(positions)).nonzero().squeeze(1)
-    distance = torch.full_like(crossing, math.inf)
+    positions, profile = grid(magnitudes).to(device), profile.to(device)
+    distance = torch.full_like(profile.distance, math.inf, dtype=positions.dtype).flatten()
+    passed = torch.searchsorted(positions, profile.distance.to(positions.dtype).flatten(), right=True)
+    walking = (passed < len(positions)).nonzero().squeeze(1)  # inf: beyond the grid
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
-        rays = Rays(label, len(directions), profile.center.to(device), walking)
-        job = _Return(rays, positions, following[walking])
-        drain(job, rays.count, slots=rays.slots, every=1, device=device)
-    distance[walking] = job.distance
+        rays = Rays(label, len(directions), profile.center, walking, returning=True)
+        march = March(rays, positions, first=passed[walking])
+        drain(march, rays.count, slots=rays.slots, every=1, device=device)
+    distance[walking] = march.values[march.high]
     distance = distance.view(profile.distance.shape)
     return Reentry(distance, distance.isfinite())
-
-
-class _Return:
-    """Every ray from the position `first` of its own on, until its class is the image's again or the grid ends."""
-
-    def __init__(self, rays: Rays, positions: Tensor, first: Tensor) -> None:
-        self.rays, self.positions, self.first, self.scale = rays, positions, first, positions.float()
-        self.distance = torch.full_like(first, math.inf, dtype=positions.dtype)
-
-    def start(self, index: Tensor) -> State:
-        """Return the rows of the rays `index`, before their first look."""
-        return {"ray": index, "at": self.first[index], "back": torch.zeros_like(index, dtype=torch.bool)}
-
-    def step(self, state: State) -> None:
-        """Look once along every ray; a ray that has not come back moves on by one position."""
-        running = ~self.done(state)
-        found, center = self.rays.look(state["ray"], self.scale[state["at"].clamp(max=len(self.scale) - 1)])
-        back = found == center
-        state["back"] = state["back"] | running & back
-        state["at"] = state["at"] + (running & ~back)
-
-    def done(self, state: State) -> Tensor:
-        """Return which rays have come back or passed the last position."""
-        return state["back"] | (state["at"] == len(self.scale))
-
-    def finish(self, state: State) -> None:
-        """Store where the rays came back."""
-        ray, at = state["ray"][state["back"]], state["at"][state["back"]]
-        self.distance[ray] = self.positions[at]
 
 
 def triple_points(
@@ -361,18 +324,14 @@ def triple_points(
     checks.count(size, name="size", low=2)
     checks.choice(precision, runtime.PRECISIONS, name="precision")
     drawn = _pairs(directions, pairs, generator)
-    device = runtime.device_of(model, x)
     offsets = torch.linspace(-reach, reach, size)
-    cells = torch.empty(len(x) * pairs, dtype=torch.int64, device=device)
+    every, cells = torch.arange(len(x) * pairs), []
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=2**0.5 * reach)
-        together = max(1, _BATCHES * label.rows // size**2)
-        for start in range(0, len(cells), together):
-            stop = min(start + together, len(cells))
-            number = torch.arange(start, stop)
+        for number in every.split(max(1, _BATCHES * label.rows // size**2)):
             planes = torch.cat((number[:, None] // pairs, drawn[number % pairs]), 1)
-            cells[start:stop] = _triple_cells(grid_labels(label, planes, offsets, offsets))
-    return cells.view(len(x), pairs)
+            cells.append(_triple_cells(grid_labels(label, planes, offsets, offsets)))
+    return torch.cat(cells).view(len(x), pairs)
 
 
 def _pairs(directions: Tensor, pairs: int, generator: torch.Generator | None) -> Tensor:
@@ -398,3 +357,155 @@ def _triple_cells(labels: Tensor) -> Tensor:
     corners = torch.stack((labels[:, :-1, :-1], labels[:, :-1, 1:], labels[:, 1:, :-1], labels[:, 1:, 1:]), -1)
     changes = (corners.sort(-1).values.diff(dim=-1) != 0).sum(-1)  # the number of classes less one
     return (changes >= 2).sum((1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The classes around one image in a plane, and where its versions lie.
+
+    Attributes
+    ----------
+    labels : Tensor (S, S) int64
+        The model's class at image + across[column] * u + up[row] * v, clipped to [0, 1].
+    across, up : Tensor (S,) float64
+        Offsets in RMS, [0, 1] units.
+    u, v : Tensor (C*H*W,) float32
+        Orthogonal directions of RMS 1.
+    points : dict
+        Name of the version -> its place (2,).
+    """
+
+    labels: Tensor
+    across: Tensor
+    up: Tensor
+    u: Tensor
+    v: Tensor
+    points: dict[str, Tensor]
+
+
+def plane(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    *,
+    reach: float,
+    third: str | Tensor = "random",
+    size: int = 81,
+    generator: torch.Generator | None = None,
+) -> Slice:
+    """Return the classes in the plane through `x`, `x_adv` and a third point.
+
+    `u` points from `x` to `x_adv`; where they are equal it is random. `v` is the part of the third direction that is
+    orthogonal to `u`. The slice ends `reach` before `x` and `reach` beyond `x_adv`, and is as high as wide.
+
+    Parameters
+    ----------
+    model : Module
+        Maps images in [0, 1] to logits (N, L).
+    x, x_adv : Tensor (C, H, W) float32
+        In [0, 1], of at least two pixels.
+    reach : float
+        Width of the margin on each side, in RMS, [0, 1] units, > 0.
+    third : {"random", "gradient"} or Tensor (C*H*W,) float32
+        "gradient": that of the runner-up's logit minus the logit of the class of `x`, at `x`: the steepest way out
+        of the class. A tensor is taken as it is, of any length.
+    size : int
+        Places along each side, S, at least 2.
+    generator : torch.Generator, optional
+        On the CPU; None takes torch's global one. Two directions are drawn, whatever `third` is.
+
+    Returns
+    -------
+    Slice
+        On the CPU; `points` holds "x" and, where it differs, "x_adv".
+
+    Raises
+    ------
+    ValueError
+        For images out of range or of different shapes, a `reach` that is not above 0, an unknown `third`, one that
+        spans no plane with `u`, and for logits that are not finite or of wrong shape.
+    """
+    pair = _checked(x, x_adv)
+    checks.number(reach, name="reach", open_low=True)
+    checks.count(size, name="size", low=2)
+    if isinstance(third, Tensor):
+        check_directions(third[None], x.numel(), name="third")
+    else:
+        checks.choice(third, THIRDS, name="third")
+    drawn = directions(x.numel(), 2, negate=False, generator=generator)
+    change = (pair[1] - pair[0]).flatten()
+    length = float(change.square().mean().sqrt())
+    u = change / length if length else drawn[0]
+    with runtime.frozen(model):
+        ways = {"random": lambda: drawn[1], "gradient": lambda: _way_out(model, pair[:1])}
+        v = _beside(u, third.detach().cpu() if isinstance(third, Tensor) else ways[third]())
+        across = torch.linspace(-reach, length + reach, size, dtype=torch.float64)
+        up = across - length / 2
+        label = Labeller(model, pair[:1], torch.stack((u, v)))
+        labels = grid_labels(label, torch.tensor([[0, 0, 1]]), across.float(), up.float())
+    points = {"x": torch.zeros(2), **({"x_adv": torch.tensor([length, 0.0])} if length else {})}
+    return Slice(labels[0].cpu(), across, up, u, v, points)
+
+
+def grid_labels(label: Labeller, planes: Tensor, across: Tensor, up: Tensor) -> Tensor:
+    """Return the classes (P, B, A) int64 on the grids of P planes, each through an image along two offsets.
+
+    `planes` (P, 3) int64: the image of `label`, the offset along the columns at `across` (A,) float32, and the offset
+    along the rows at `up` (B,) float32.
+    """
+    rows, columns = len(up), len(across)
+    planes, across, up = planes.to(label.device), across.to(label.device), up.to(label.device)
+    place = torch.stack((across.repeat(rows), up.repeat_interleave(columns)), 1)  # (B*A, 2)
+    each = planes.repeat_interleave(len(place), 0)  # (P*B*A, 3)
+    return label(each[:, 0], each[:, 1:], place.repeat(len(planes), 1)).view(-1, rows, columns)
+
+
+def margin_gradient(model: nn.Module, points: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
+    """Return the gradients (R, C*H*W) of Z_upper - Z_lower at `points` (R, C, H, W), for classes (R,) each.
+
+    One batch, on the model's device; the caller keeps the model frozen.
+    """
+    batch = runtime.laid_out(model, points.detach()).requires_grad_()
+    with torch.enable_grad():
+        z = model(batch)
+        checks.logits(z, count=len(points))
+        difference = z.gather(1, upper[:, None]) - z.gather(1, lower[:, None])
+        (gradient,) = torch.autograd.grad(difference.sum(), batch)
+    return gradient.flatten(1)
+
+
+def _checked(x: Tensor, x_adv: Tensor) -> Tensor:
+    """Return both images as (2, C, H, W) on the CPU."""
+    for image, name in ((x, "x"), (x_adv, "x_adv")):
+        if isinstance(image, Tensor) and image.ndim != 3:
+            raise ValueError(
+                f"expected {name} as one image (C, H, W), got {tuple(image.shape)}; take one, such as {name}[0]"
+            )
+        checks.images(image[None] if isinstance(image, Tensor) else image, name=name)
+    if x.shape != x_adv.shape:
+        raise ValueError(f"expected x and x_adv of one shape, got {tuple(x.shape)} and {tuple(x_adv.shape)}")
+    if x.numel() < 2:
+        raise ValueError("expected images of at least two pixels, which a plane needs, got one")
+    return torch.stack((x.detach().cpu(), x_adv.detach().cpu()))
+
+
+def _way_out(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the gradient (D,) of the runner-up's logit minus the winner's at `x` (1, C, H, W)."""
+    x = x.to(runtime.device_of(model, x))
+    with torch.no_grad():
+        z = model(runtime.laid_out(model, x))
+    checks.logits(z, count=1)
+    winner, runner_up = z.topk(2).indices[0]
+    return margin_gradient(model, x, runner_up[None], winner[None])[0].cpu()
+
+
+def _beside(u: Tensor, third: Tensor) -> Tensor:
+    """Return the part of `third` (D,) that is orthogonal to `u` (D,) of RMS 1, scaled to RMS 1."""
+    v = third - (third @ u) / u.numel() * u
+    size = v.square().mean().sqrt()
+    if float(size) <= _BESIDE * float(third.square().mean().sqrt()):
+        raise ValueError(
+            "expected a third direction that spans a plane with x and x_adv, got zero or one parallel to x_adv - x; "
+            'pass third="random"'
+        )
+    return v / size

@@ -1,22 +1,21 @@
-"""The distance to the decision boundary along every ray, an image times a direction.
+"""The distance to the decision boundary along every ray, an image times a direction, and its audit.
 
 The searches along rays are jobs for the pool of slots. Every row of it keeps a bracket of its ray: at `low` the class
 is the image's, at `high` it is `adjacent`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.boundary.directions import check_directions
-from nbsupport.boundary.profile import Profile
+from nbsupport.boundary.profile import Profile, check_directions, check_probed
 from nbsupport.labels import Labeller
 from nbsupport.pool import State, drain
+from nbsupport.record import Record
 
 SEARCHES = ("bracket", "scan", "refine")
 _BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confirmed then fill batches too
@@ -120,31 +119,31 @@ def grid(magnitudes: Tensor | Sequence[float]) -> Tensor:
 class Rays:
     """Rays of the images of `label`, K of each, of which `center` (N,) are the classes.
 
-    Ray i belongs to image i // K and direction i % K. With `chosen` (R,) int64 only those are rays, renumbered.
+    Ray i belongs to image i // K and direction i % K. With `chosen` (R,) int64 only those are rays, renumbered. What is
+    looked for is the first class other than the image's or, with `returning`, the image's own again.
     """
 
-    def __init__(self, label: Labeller, rays_per_image: int, center: Tensor, chosen: Tensor | None = None) -> None:
-        self.label, self.rays_per_image, self.center, self.chosen = label, rays_per_image, center, chosen
-        self.count = len(center) * rays_per_image if chosen is None else len(chosen)
+    def __init__(
+        self, label: Labeller, per_image: int, center: Tensor, chosen: Tensor | None = None, *, returning: bool = False
+    ) -> None:
+        self.label, self.per_image, self.center, self.chosen = label, per_image, center, chosen
+        self.returning = returning
+        self.count = len(center) * per_image if chosen is None else len(chosen)
         self.slots = _BATCHES * label.rows
-
-    def look(self, ray: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the classes (R,) found at `scale` (R,) along the rays `ray` (R,), and those of their images."""
-        image, direction = self.ends(ray)
-        return self.label(image, direction, scale), self.center[image]
 
     def ends(self, ray: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image and the direction (R,) of the rays `ray` (R,)."""
         number = ray if self.chosen is None else self.chosen[ray]
-        return number // self.rays_per_image, number % self.rays_per_image
+        return number // self.per_image, number % self.per_image
 
     def narrow(self, state: State, at: Tensor, scale: Tensor, running: Tensor) -> None:
         """Look at `scale` (R,) along the rays of `state` and move `low` or `high` of the running rows to `at`."""
-        found, center = self.look(state["ray"], scale)
-        differs = found != center
-        state["low"] = torch.where(running & ~differs, at, state["low"])
-        state["high"] = torch.where(running & differs, at, state["high"])
-        state["adjacent"] = torch.where(running & differs, found, state["adjacent"])
+        image, direction = self.ends(state["ray"])
+        found = self.label(image, direction, scale)
+        met = (found == self.center[image]) == self.returning
+        state["low"] = torch.where(running & ~met, at, state["low"])
+        state["high"] = torch.where(running & met, at, state["high"])
+        state["adjacent"] = torch.where(running & met, found, state["adjacent"])
 
 
 class March:
@@ -152,21 +151,23 @@ class March:
 
     While `high` lies beyond the grid a row marches by `stride` positions, then it bisects; it is done when `low`
     and `high` are neighbours. The rays of images that are `near` (N,) bool a boundary visit the first stride in full:
-    there, a class is often entered and left within it.
+    there, a class is often entered and left within it. Rays start from the positions `first` (R,), or from the image.
     """
 
-    def __init__(self, rays: Rays, grid: Tensor, *, stride: int, near: Tensor | None = None) -> None:
+    def __init__(
+        self, rays: Rays, grid: Tensor, *, stride: int = 1, near: Tensor | None = None, first: Tensor | None = None
+    ) -> None:
         self.rays, self.stride, self.beyond = rays, stride, len(grid) + 1
         self.near = torch.zeros_like(rays.center, dtype=torch.bool) if near is None else near
+        self.first = torch.zeros(rays.count, dtype=torch.int64, device=grid.device) if first is None else first
         self.values = torch.cat((grid.new_zeros(1), grid, grid.new_full((1,), math.inf)))
         self.scale = self.values.float()
-        self.high = torch.empty(rays.count, dtype=torch.int64, device=grid.device)
-        self.adjacent = torch.empty_like(self.high)
+        self.high, self.adjacent = torch.empty_like(self.first), torch.empty_like(self.first)
 
     def start(self, index: Tensor) -> State:
         """Return the rows of the rays `index`, with their widest brackets."""
-        low = torch.zeros_like(index)
-        return {"ray": index, "low": low, "high": low + self.beyond, "adjacent": low - 1}
+        high, nothing = torch.full_like(index, self.beyond), torch.full_like(index, -1)
+        return {"ray": index, "low": self.first[index], "high": high, "adjacent": nothing}
 
     def step(self, state: State) -> None:
         """Look once along every ray and narrow its bracket."""
@@ -234,20 +235,92 @@ def near_boundary(model: nn.Module, x: Tensor, reach: float) -> Tensor:
     reach : float
         RMS of a perturbation.
     """
+    device, near = runtime.device_of(model, x), []
+    for part in x.detach().split(runtime.rows_per_batch(model, tuple(x.shape[1:]), device)):
+        batch = runtime.laid_out(model, part.to(device)).requires_grad_()
+        with torch.enable_grad():
+            first, second = model(batch).topk(2).values.T
+            margin, slope = first - second, torch.zeros_like(first)
+            if margin.requires_grad:
+                slope = torch.autograd.grad(margin.sum(), batch)[0].flatten(1).norm(dim=1)
+        near.append(margin.detach() <= reach * slope)
+    return torch.cat(near)
+
+
+@dataclass(frozen=True, eq=False)
+class Audit(Record):
+    """R rays of a profile, visited magnitude by magnitude.
+
+    Attributes
+    ----------
+    image, direction : Tensor (R,) int64
+        Which rays these are, each at most once.
+    distance : Tensor (R,), dtype of the magnitudes
+        The first magnitude at which the class differs from the image's, [0, 1] units; inf where it never does.
+    adjacent : Tensor (R,) int64
+        Class found there, -1 where it never differs.
+    differs : Tensor (R,) bool
+        Whether the profile states another distance or another class.
+    """
+
+    image: Tensor
+    direction: Tensor
+    distance: Tensor
+    adjacent: Tensor
+    differs: Tensor
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    directions: Tensor,
+    magnitudes: Tensor | Sequence[float],
+    profile: Profile,
+    *,
+    rays: int = 512,
+    generator: torch.Generator | None = None,
+    precision: str = "float32",
+) -> Audit:
+    """Return what a full scan finds along a random sample of the rays of `profile`.
+
+    "bracket" misses a class that is entered and left within one stride; the share of `differs` says how often that
+    happened. "scan" must agree with every ray, up to rounding where a magnitude lies on the boundary.
+
+    Parameters
+    ----------
+    model, x, directions, magnitudes
+        As given to `probe`.
+    profile : Profile
+        What `probe` found there by "bracket" or "scan"; its `center` is taken for the class of each image.
+    rays : int
+        Number of rays drawn, without replacement; all where there are fewer.
+    generator : torch.Generator, optional
+        On the CPU; None takes torch's global one.
+    precision : {"float32", "mixed"}
+        As in `probe`.
+
+    Returns
+    -------
+    Audit
+        On the model's device; R is `rays` or, where there are fewer, N*K.
+
+    Raises
+    ------
+    ValueError
+        As `probe`, for a profile of another number of images or directions, and for `rays` below 1.
+    """
+    check_probed(x, directions, profile, precision)
+    checks.count(rays, name="rays")
     device = runtime.device_of(model, x)
-    rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
-    parts = [_margin_and_slope(model, batch.to(device)) for batch in x.detach().split(rows)]
-    margin, slope = (torch.cat(values) for values in zip(*parts, strict=True))
-    return margin <= reach * slope
-
-
-def _margin_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margins (R,) of the predicted classes and the L2 norms (R,) of their gradients."""
-    batch = runtime.laid_out(model, x).requires_grad_()
-    with torch.enable_grad():
-        largest = model(batch).topk(2).values
-        margin = largest[:, 0] - largest[:, 1]
-        if not margin.requires_grad:
-            return margin, torch.zeros_like(margin)
-        (gradient,) = torch.autograd.grad(margin.sum(), batch)
-    return margin.detach(), gradient.flatten(1).norm(dim=1)
+    positions, profile = grid(magnitudes).to(device), profile.to(device)
+    chosen = torch.randperm(profile.distance.numel(), generator=generator)[:rays].to(device)
+    with runtime.frozen(model):
+        label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
+        sample = Rays(label, len(directions), profile.center, chosen)
+        scan = March(sample, positions)
+        drain(scan, sample.count, slots=sample.slots, every=1, device=device)
+    image, direction = chosen // len(directions), chosen % len(directions)
+    distance = scan.values[scan.high]
+    stated = profile.distance[image, direction].to(distance.dtype)
+    differs = (stated != distance) | (profile.adjacent[image, direction] != scan.adjacent)
+    return Audit(image, direction, distance, scan.adjacent, differs)

@@ -11,8 +11,6 @@ limits of [0, 1]:
 Pixels are flattened in NCHW order. Logits have the dtype of the buffers (float32; float64 after `.double()`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Each maps (N, C, H, W) in [0, 1] to logits (N, num_classes).
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import ClassVar
 

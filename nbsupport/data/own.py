@@ -1,29 +1,36 @@
-"""A class-per-folder tree of images.
-
-`PATH/train/<class>/<image>` and `PATH/test/<class>/<image>`, the same classes in both; every kind of image with
-8 bits a channel that Pillow reads. The images are grey (C = 1) where every file of the tree is, else RGB
-(C = 3); transparency is dropped.
-"""
+"""Images of one's own: a class-per-folder tree, or an npz file. Torch is imported where images are read."""
 
 from __future__ import annotations
 
 import functools
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from nbsupport import checks
 from nbsupport.data.image_set import ImageSet, unit_images
 
-_Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 
-def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
+def read_folder(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
     """Return one part of the tree under `path`; pixel_max is 255.
+
+    `path/train/<class>/<image>` and `path/test/<class>/<image>`, the same classes in both; every kind of image with
+    8 bits a channel that Pillow reads. The images are grey (C = 1) where every file of the tree is, else RGB
+    (C = 3); transparency is dropped.
 
     The classes are the folders in alphabetical order, as torchvision's ImageFolder has them. The stored order
     takes the classes in turn (the first file of every class, then the second, ...), so that the first or last n
@@ -47,7 +54,7 @@ def read(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
 
 
 def tree(path: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
-    """Return the sorted files of every class, by part, and Pillow's mode of all images; raises as `read`."""
+    """Return the sorted files of every class, by part, and Pillow's mode of all images; raises as `read_folder`."""
     if not path.is_dir():
         raise FileNotFoundError(f"expected a folder with train/ and test/, found no folder {path}")
     parts = {part: _files_by_class(path / part) for part in ("train", "test")}
@@ -92,11 +99,16 @@ def in_turn(by_class: Iterable[list[str]], limit: int | None) -> tuple[list[str]
     return [file for _, _, file in chosen], [label for _, label, _ in chosen]
 
 
+def version(file: str) -> tuple[str, int, int]:
+    """Return `file`, its size and its time of change: what is known of it holds while these are the same."""
+    status = os.stat(file)  # noqa: PTH116
+    return file, status.st_size, status.st_mtime_ns
+
+
 def _is_grey(file: str) -> bool:
     """Return whether `file` is stored as grey; reads its header only, 50 us, and once."""
     try:
-        status = os.stat(file)  # noqa: PTH116
-        return _stored_grey(file, status.st_size, status.st_mtime_ns)
+        return _stored_grey(*version(file))
     except (OSError, ValueError, SyntaxError) as error:
         raise _damaged(file, error) from error
 
@@ -110,7 +122,7 @@ def _stored_grey(file: str, size: int, changed: int) -> bool:
         return bool((palette == palette[:, :1]).all())
 
 
-def _decode(files: list[str], mode: str, *, like: str) -> _Bytes:
+def _decode(files: list[str], mode: str, *, like: str) -> _Array:
     """Return the pixels (N, H, W, C) uint8 of `files`, all of the size of `like`.
 
     One thread, 0.1 ms an image of 32x32: Pillow holds the interpreter for most of it, and with two or eight
@@ -122,10 +134,9 @@ def _decode(files: list[str], mode: str, *, like: str) -> _Bytes:
     for row, file in enumerate(files):
         try:
             with Image.open(file) as image:
-                if image.size == size and image.mode not in _DEEP:
-                    pixels[row] = _bytes(image, mode)
-                    continue
                 found, depth = image.size, image.mode
+                if found == size and depth not in _DEEP:
+                    pixels[row] = _bytes(image, mode)
         except (OSError, ValueError, SyntaxError) as error:
             raise _damaged(file, error) from error
         if found != size:
@@ -133,11 +144,14 @@ def _decode(files: list[str], mode: str, *, like: str) -> _Bytes:
                 f"expected images of one size, got {size[0]}x{size[1]} in {like} and {found[0]}x{found[1]} in {file}; "
                 "resize them to one size first"
             )
-        raise ValueError(f"expected 8 bits a channel, got Pillow's mode {depth} in {file}; convert it to 8 bits first")
+        if depth in _DEEP:
+            raise ValueError(
+                f"expected 8 bits a channel, got Pillow's mode {depth} in {file}; convert it to 8 bits first"
+            )
     return pixels
 
 
-def _bytes(image: Image.Image, mode: str) -> _Bytes:
+def _bytes(image: Image.Image, mode: str) -> _Array:
     """Return `image` as (H, W, C) uint8 in `mode`."""
     if image.mode != mode:
         if "transparency" in image.info:
@@ -149,3 +163,91 @@ def _bytes(image: Image.Image, mode: str) -> _Bytes:
 def _damaged(file: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())
     return ValueError(f"expected an image that Pillow reads in {file}: {reason}; repair or remove the file")
+
+
+def read_npz(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
+    """Return one part of the npz file at `path`.
+
+    It holds `train_x, train_y, test_x, test_y`: images as uint8 (N, H, W, C), pixel_max 255, or as float32
+    (N, C, H, W) in [0, 1], pixel_max 1; labels as whole numbers from 0. Pickled objects are never loaded. The classes
+    are "0", "1", ... up to the largest label of both parts.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ValueError
+        Where the file is no npz file or is damaged, an array is missing, has another type or rank, or holds
+        Python objects, images lie outside [0, 1], labels are negative, or lengths disagree.
+    """
+    import torch
+
+    require_file(path)
+    part = "train" if train else "test"
+    with np.load(path, allow_pickle=False) as stored:
+        missing = [array for array in _ARRAYS if array not in stored.files]
+        if missing:
+            raise ValueError(
+                f"expected the arrays {', '.join(_ARRAYS)} in {path}, found no {', '.join(missing)} "
+                f"among {', '.join(stored.files) or 'none'}"
+            )
+        labels = {array: _labels(_member(stored, array, path), array) for array in ("train_y", "test_y")}
+        images = _member(stored, f"{part}_x", path)
+    y = labels[f"{part}_y"]
+    if images.ndim and len(images) != len(y):
+        raise ValueError(
+            f"expected one label an image, got {len(images)} in {part}_x and {len(y)} in {part}_y of {path}"
+        )
+    x, pixel_max = _images(images, limit, f"{part}_x")
+    num_classes = 1 + max(int(array.max()) for array in labels.values())
+    return ImageSet(x, torch.from_numpy(y[:limit]), tuple(map(str, range(num_classes))), pixel_max, name)
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError, as `read_npz` does, where `path` is no npz file at first sight."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an npz file with {', '.join(_ARRAYS)}, found no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected an npz file, got something else in {path}; write it with numpy.savez")
+
+
+def _member(stored: Any, array: str, path: Path) -> _Array:
+    try:
+        member: _Array = stored[array]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"expected numbers in {array} of {path}, got Python objects, which are never loaded; "
+                "store one array of one shape"
+            ) from error
+        raise ValueError(
+            f"expected a readable array {array} in {path}, got a damaged one ({error}); write it again"
+        ) from error
+    return member
+
+
+def _labels(y: _Array, array: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the labels `y` as int64."""
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"expected {array} as whole numbers of shape (N,), got {y.dtype} of shape {y.shape}")
+    if len(y) == 0 or y.min() < 0:
+        raise ValueError(
+            f"expected labels from 0 in {array}, got {f'a minimum of {y.min()}' if len(y) else 'no label'}"
+        )
+    return y.astype(np.int64)
+
+
+def _images(images: _Array, limit: int | None, array: str) -> tuple[Tensor, float]:
+    """Return the first `limit` images as (N, C, H, W) float32 in [0, 1], and pixel_max."""
+    import torch
+
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
+        raise ValueError(
+            f"expected {array} as uint8 (N, H, W, C) or float32 (N, C, H, W), got {images.dtype} of shape "
+            f"{images.shape}; convert with .astype, add a missing channel axis with [..., None]"
+        )
+    pixels = torch.from_numpy(images[:limit])
+    if images.dtype == np.uint8:
+        return unit_images(pixels), 255.0
+    checks.images(pixels, name=array)
+    return (pixels if len(pixels) == len(images) else pixels.clone()), 1.0

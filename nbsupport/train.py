@@ -1,26 +1,26 @@
-"""The loop over epochs, and the accuracy it is judged by."""
+"""Training of a classifier, plain or adversarial, resumable after every epoch."""
 
-from __future__ import annotations
-
-import contextlib
+import hashlib
+import io
 import math
+import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbsupport import checks
+from nbsupport import checks, files
 from nbsupport.data.image_set import ImageSet
 from nbsupport.runtime import device_of, frozen, laid_out, rows_per_batch
-from nbsupport.train.adversary import AUGMENTATIONS, Adversary, augmented
-from nbsupport.train.checkpoint import Training
 
-Progress = Callable[[int, int], None]
-COLUMNS = ("epoch", "loss", "benign_accuracy", "pgd_accuracy", "seconds")
+Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
+AUGMENTATIONS = ("none", "crop", "crop-flip")
 _EXAMINED = 1000  # training images that stand in for a validation part
 _WARM_UP = 0.2  # share of all steps in which the learning rate rises
 
@@ -40,7 +40,7 @@ def fit(
     label_smoothing: float = 0.0,
     augment: str = "none",
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place, return it to its best epoch, and return the history.
 
@@ -110,17 +110,10 @@ def fit(
         raise ValueError("expected a model with weights to train, got none that requires a gradient")
 
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    settings = {
-        "epochs": epochs,
-        "images": len(train_set),
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "augment": augment,
-        "adversarial_epochs": sum(attack is not None for attack in schedule),
-    }
-    training = Training(model, optimiser, generator, settings)
+    settings: dict[str, Any] = {"epochs": epochs, "images": len(train_set), "batch_size": batch_size, "lr": lr}
+    settings |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing, "augment": augment}
+    settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule)}
+    training = Training(model, optimiser, generator or torch.default_generator, settings)
     if checkpoint is not None:
         training.resume(checkpoint)
     batches = math.ceil(len(train_set) / batch_size)
@@ -128,7 +121,9 @@ def fit(
     try:
         for epoch in range(len(training.rows), epochs):
             began = time.perf_counter()
-            with _own_stream(device, generator):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)  # of the global stream, from which dropout draws; restored after the epoch
                 model.train()
                 total = torch.zeros((), device=device)
                 order = torch.randperm(len(train_set), generator=generator)
@@ -153,7 +148,8 @@ def fit(
                     raise ValueError(f"expected a finite loss, got {mean_loss} in epoch {epoch}; lower lr (now {lr:g})")
                 benign = accuracy(model, judged)
                 under_attack = math.nan if examiner is None else accuracy(model, judged, examiner)
-            row = dict(zip(COLUMNS, (epoch, mean_loss, benign, under_attack, time.perf_counter() - began), strict=True))
+            row = {"epoch": epoch, "loss": mean_loss, "benign_accuracy": benign, "pgd_accuracy": under_attack}
+            row |= {"seconds": time.perf_counter() - began}
             training.keep(row, score=under_attack if robust else benign)
             if checkpoint is not None:
                 training.save(checkpoint)
@@ -161,7 +157,7 @@ def fit(
     finally:
         for module, mode in modes:
             module.training = mode
-    return pd.DataFrame(training.rows, columns=list(COLUMNS)).astype({"epoch": int})
+    return pd.DataFrame(training.rows)
 
 
 def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:
@@ -178,15 +174,6 @@ def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = N
     return float(right) / len(images)
 
 
-@contextlib.contextmanager
-def _own_stream(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
-    """Run an epoch with torch's global stream, from which dropout draws, seeded by `generator` and restored after."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
     """Raise ValueError unless `model` gives logits and has one for every label of `parts`."""
     with frozen(model), torch.no_grad():
@@ -201,3 +188,101 @@ def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
 def _rate(done: float) -> float:
     """Return the share of the learning rate when the share `done` of all steps is over."""
     return done / _WARM_UP if done < _WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))
+
+
+def augmented(x: Tensor, generator: torch.Generator | None, *, flip: bool) -> Tensor:
+    """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and, if asked, flipped at random."""
+    n, channels, height, width = x.shape
+    pad = height // 8
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+    flipped = (torch.rand(n, generator=generator) < 0.5 * flip).to(x.device)
+    rows = top[:, None] + torch.arange(height, device=x.device)  # (N, H)
+    columns = left[:, None] + torch.arange(width, device=x.device)  # (N, W)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (pad, pad, pad, pad))
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch.Generator | None = None) -> Adversary:
+    """Return the inner loop of adversarial training: projected ascent from a random start within `eps` in L-inf.
+
+    Barer than `attacks.pgd_linf`: every image starts elsewhere, the last iterate is returned, nothing is counted or
+    re-checked. With one step of 1.25 `eps` it is the single-step schedule of Wong, Rice & Kolter, "Fast is better
+    than free", ICLR 2020, arXiv:2001.03994.
+    """
+    checks.number(eps, name="eps")
+    checks.count(steps, name="steps")
+    checks.number(step_size, name="step_size")
+
+    def ascend(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+        offset = (2 * torch.rand(x.shape, generator=generator) - 1) * eps
+        x_adv = (x + offset.to(x.device)).clamp(low, high)
+        with frozen(model), torch.enable_grad():
+            for _ in range(steps):
+                x_adv = x_adv.detach().requires_grad_()
+                loss = F.cross_entropy(model(laid_out(model, x_adv)), y, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, x_adv)
+                x_adv = (x_adv.detach() + step_size * gradient.sign()).clamp(low, high)
+        return x_adv
+
+    return ascend
+
+
+@dataclass(eq=False)
+class Training:
+    """What a checkpoint holds: weights, optimiser, random state, history, and the best epoch's weights."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    settings: dict[str, Any]
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = -math.inf
+
+    def keep(self, row: dict[str, float], *, score: float) -> None:
+        """Add an epoch to the history; of epochs with the same score the later is the better."""
+        self.rows.append(row)
+        if score >= self.best_score:
+            self.best_score = score
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, led by the SHA-256 of the rest: `torch.load` does not notice a changed byte."""
+        state = {name: getattr(self, name) for name in ("settings", "rows", "best", "best_score")}
+        state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"generator": self.generator.get_state()}
+        torch.save(state, buffer := io.BytesIO())
+        with files.replacing(path) as file:
+            file.write(hashlib.sha256(buffer.getvalue()).digest())
+            file.write(buffer.getvalue())
+
+    def resume(self, path: Path) -> None:
+        """Continue from the checkpoint `path`, where there is a whole one."""
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        try:
+            if hashlib.sha256(data[32:]).digest() != data[:32]:
+                raise RuntimeError("its checksum differs")
+            state = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            print(f"damaged, training starts anew: {path} ({error})")
+            return
+        pairs = [(name, state["settings"].get(name), value) for name, value in self.settings.items()]
+        differing = [f"{name}: {stored!r} -> {value!r}" for name, stored, value in pairs if stored != value]
+        if differing:
+            raise ValueError(
+                f"expected a checkpoint of these settings, got others in {path} ({', '.join(differing)}); "
+                "delete it or name another"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"expected a checkpoint of this model, got another in {path}: {error}") from None
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.rows, self.best, self.best_score = state["rows"], state["best"], state["best_score"]
