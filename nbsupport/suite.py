@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import attacks as kernels
-from nbsupport import boundary, checks, models, region, runtime, train
+from nbsupport import boundary, checks, models, region, runtime
 from nbsupport.attacks import Attack, Stability
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.boundary import Profile, Slice
@@ -37,7 +37,7 @@ Positions = Mapping[str, Tensor]  # in the test set, alike
 
 
 def training(s: Settings) -> dict[str, dict[str, Any]]:
-    """Return the settings of `train_model` for each of the two models."""
+    """Return the settings of `train.fit_schedule` for each of the two models."""
     fast = s.fast_epochs if s.pgd_schedule == "fast" else 0
     common = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
     common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size}
@@ -52,41 +52,6 @@ def new_model(s: Settings, images: ImageSet) -> nn.Module:
         torch.manual_seed(s.seed)
         model = models.build(s.model, in_shape=images.in_shape, num_classes=images.num_classes)
     return model.to(runtime.best_device())
-
-
-def train_model(
-    model: nn.Module,
-    images: ImageSet,
-    validation: ImageSet,
-    *,
-    schedule: Sequence[str],
-    eps: float,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator | None = None,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Train `model` in place by `train.fit`, one epoch for each entry of `schedule`, and return the history.
-
-    "benign" is an epoch on the images as they are, "single" one on a single step of 1.25 `eps` from a random start,
-    "pgd" one on `steps` steps of PGD within `eps`, under which `pgd_accuracy` is measured too. `settings` are
-    `train.fit`'s.
-    """
-    for kind in schedule:
-        checks.choice(kind, ("benign", "single", "pgd"), name="schedule")
-    pgd = train.linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
-    single = train.linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
-    adversaries = {"benign": None, "single": single, "pgd": pgd}
-    return train.fit(
-        model,
-        images,
-        epochs=len(schedule),
-        adversary=[adversaries[kind] for kind in schedule],
-        evaluation_adversary=pgd,
-        validation=validation,
-        generator=generator,
-        **settings,
-    )
 
 
 def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:

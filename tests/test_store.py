@@ -358,7 +358,7 @@ def test_a_stage_depends_on_the_source_of_its_kernels(run: Run, monkeypatch: pyt
     run.finish("03_attacks")
     assert run.state("03_attacks").name == "complete"
     real = kept.source_digest
-    edited = "nbsupport.attacks.fgsm"
+    edited = "nbsupport.attacks.gradient"
     monkeypatch.setattr(kept, "source_digest", lambda name: "other" if name == edited else real(name))
     assert run.state("03_attacks") == StageState("outdated", (f"{edited} was edited",))
 

@@ -64,7 +64,7 @@ def networks(digits_train: ImageSet) -> dict[str, nn.Module]:
     for which, last in (("normal", "benign"), ("pgd", "single")):
         recipe = {**suite.training(s)[which], "schedule": ["benign"] * 4 + [last]}
         found[which] = suite.new_model(s, digits_train)
-        suite.train_model(found[which], fitted, validation, **recipe, generator=runtime.seeded(0, which))
+        train.fit_schedule(found[which], fitted, validation, **recipe, generator=runtime.seeded(0, which))
     return found
 
 
@@ -111,7 +111,7 @@ def test_a_schedule_trains_each_epoch_on_what_it_says(digits_train: ImageSet, mo
     monkeypatch.setattr(train, "fit", lambda *arguments, **options: given.update(options))
     few, schedule = digits_train.first(8), ["benign", "single", "pgd"]
     model = suite.new_model(settings(), few)
-    suite.train_model(model, few, few, schedule=schedule, eps=0.2, steps=7, step_size=0.05, lr=0.3)
+    train.fit_schedule(model, few, few, schedule=schedule, eps=0.2, steps=7, step_size=0.05, lr=0.3)
     assert given["adversary"] == [None, "1 steps", "7 steps"]
     assert given["evaluation_adversary"] == "7 steps"
     assert (given["epochs"], given["lr"]) == (3, 0.3)
@@ -122,7 +122,7 @@ def test_a_schedule_trains_each_epoch_on_what_it_says(digits_train: ImageSet, mo
 def test_an_unknown_kind_of_epoch_is_refused(digits_train: ImageSet) -> None:
     few = digits_train.first(8)
     with pytest.raises(ValueError, match="expected schedule to be one of benign, single, pgd, got 'pdg'; did you mean"):
-        suite.train_model(nn.Linear(1, 1), few, few, schedule=["pdg"], eps=0.1, steps=1, step_size=0.1)
+        train.fit_schedule(nn.Linear(1, 1), few, few, schedule=["pdg"], eps=0.1, steps=1, step_size=0.1)
 
 
 def test_the_last_of_the_best_epochs_is_kept() -> None:
