@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from unittest import mock
 
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from nbsupport import attacks, presets, runtime
 from nbsupport.runner.progress import duration
 
-T = TypeVar("T")
 Tick = Callable[[int], None]  # takes the units done so far
 SIZE = 3072  # of the matrices: large enough to fill a GPU, 0.6 s on one core
 SLOTS, STEPS = 64, 5  # of the attack whose memory is measured
@@ -234,7 +233,7 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * SIZE**3 / statistics.median(seconds[1:])  # the first warms up
 
 
-def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     """Return what `call` returns, and its seconds, the device's work included."""
     wait = torch.get_device_module(device).synchronize
     wait(device)

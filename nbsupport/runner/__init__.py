@@ -107,14 +107,12 @@ def _require_data(settings: presets.Settings) -> None:
 
 
 def _require_model(name: str) -> None:
-    module, colon, _ = name.partition(":")
-    if not colon:
+    package = name.partition(":")[0].partition(".")[0]
+    if ":" not in name:
         from nbsupport import models
 
         checks.choice(name, models.NAMES, name="model")
-        return
-    package = module.partition(".")[0]
-    if importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
+    elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
         raise ValueError(f"expected model as package.module:function of a package that is installed, got {name!r}")
 
 
@@ -135,9 +133,8 @@ def _intent(state: store.StageState) -> str:
     """Return what happens to a stage in this `state`, and why."""
     if state.name == "complete":
         return "complete and verified: reused"
-    if state.name == "damaged":
-        return f"runs again: damaged or missing {', '.join(state.faults)}"
-    return f"runs again: {'; '.join(state.faults)}" if state.faults else "runs"
+    damaged = f"damaged or missing {', '.join(state.faults)}"
+    return f"runs again: {damaged if state.name == 'damaged' else '; '.join(state.faults)}" if state.faults else "runs"
 
 
 def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> None:
