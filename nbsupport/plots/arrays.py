@@ -1,7 +1,5 @@
 """Tensors, arrays and tables turned into what matplotlib draws, each checked once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 

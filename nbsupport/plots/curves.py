@@ -1,7 +1,5 @@
 """Figures of curves: training, accuracy against a setting, sorted distances and purity."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

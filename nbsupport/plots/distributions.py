@@ -1,7 +1,5 @@
 """Figures of how values are spread: images per class, pixel values, distortion, triple cells."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

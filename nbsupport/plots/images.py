@@ -1,7 +1,5 @@
 """Figures of images: classes, the RMS unit, and every attack beside its original."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The figures of one image: its rays, all that is known of it and of its attacked version, and its rays while found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

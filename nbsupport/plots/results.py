@@ -1,7 +1,5 @@
 """Figures of results: accuracy, error rates, ROC, evasion, claims; the columns of their tables stand here."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any

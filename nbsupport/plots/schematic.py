@@ -1,7 +1,5 @@
 """Pictures drawn by code: hypercubes against class regions, and the detector's architecture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The figure of a 2-D slice through an image: class regions, and in them points, hypercubes and projected views."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
