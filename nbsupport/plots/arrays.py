@@ -8,6 +8,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbsupport.intervals import Rate
+
 Values: TypeAlias = ArrayLike | Tensor
 ByModel: TypeAlias = Mapping[str, Mapping[str, Values]]  # model -> name of the examples -> what belongs to them
 Floats: TypeAlias = NDArray[np.float64]
@@ -72,3 +74,8 @@ def not_empty(mapping: Mapping[str, object], *, name: str) -> None:
 def rms(a: Floats, b: Floats) -> Floats:
     """Return the RMS of `a - b` over the last three axes (C, H, W)."""
     return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=(-3, -2, -1))))
+
+
+def spread(rates: Sequence[Rate]) -> Floats:
+    """Return (3, M): the values of M rates, their lower and their upper ends."""
+    return np.array([(rate.value, rate.low, rate.high) for rate in rates]).reshape(-1, 3).T

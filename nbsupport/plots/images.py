@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
-from nbsupport.plots import arrays
+from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import Floats, Values
 from nbsupport.plots.style import BLACK, WIDTH, Picture, broken, figure, house_style, in_order, percent, unit
 
+_PARTS = {"training": style.BLUE, "test": style.ORANGE}
 _LINE = 0.165  # inches, one line of text at _FONT points
 _FONT = 9
 
@@ -80,6 +82,77 @@ def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class
         ax.spines[:].set_visible(False)
         ax.tick_params(left=False)
         ax.set_title(f"The first {per_class} images of each class; n: images of the class in the set")
+    return fig
+
+
+@style.house_style()
+def class_counts(train_labels: Values, test_labels: Values, classes: Sequence[str]) -> Figure:
+    """Return the number of images of each class in the training set and in the test set.
+
+    Parameters
+    ----------
+    train_labels, test_labels
+        (N,) whole numbers, the index of a class.
+    classes
+        The L names.
+
+    Raises
+    ------
+    ValueError
+        For labels of another shape or that are not the index of a class.
+    """
+    fig = style.figure(0.9 + 0.27 * len(classes))
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, (part, colour), values in zip(axes, _PARTS.items(), (train_labels, test_labels), strict=True):
+        y = arrays.labels(values, name=f"{part} labels", shape=("N",), classes=classes)
+        counts = np.bincount(y, minlength=len(classes))
+        bars = ax.barh(range(len(classes)), counts, color=colour, height=0.7)
+        ax.bar_label(bars, [f"{count}" for count in counts], padding=3, fontsize=9)
+        ax.set(title=f"{part} set, n={len(y)}", xlabel="images", xlim=(0, max(1, counts.max()) * 1.18))
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(classes)), classes)
+    axes[0].set_ylabel("class")
+    axes[0].invert_yaxis()
+    return fig
+
+
+@style.house_style()
+def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0, bins: int = 64) -> Figure:
+    """Return the histogram of the pixel values of both sets, with minimum, mean and maximum.
+
+    Parameters
+    ----------
+    train, test
+        (N, C, H, W) in [0, 1], C 1 (grey) or 3 (RGB, a panel for each channel).
+    pixel_max
+        The axis is in units of [0, pixel_max].
+
+    Raises
+    ------
+    ValueError
+        For other shapes, or sets whose channels differ in number.
+    """
+    sets = {"training": arrays.images(train, name="train"), "test": arrays.images(test, name="test")}
+    channels = {part: x.shape[1] for part, x in sets.items()}
+    if len(set(channels.values())) > 1:
+        raise ValueError(f"expected training and test images with as many channels, got {channels}")
+    names = ["all pixels"] if channels["test"] == 1 else ["red", "green", "blue"]
+    edges = np.linspace(0, pixel_max, bins + 1)
+    fig, axes = style.panels(names, 3.8, sharey=True)
+    for channel, ax in enumerate(axes):
+        for part, x in sets.items():
+            values = x[:, channel].ravel() * pixel_max
+            share = np.histogram(values, edges)[0] / max(values.size, 1)
+            low, mean, high = values.min(), values.mean(), values.max()
+            text = f"{part}: n={len(x)} images\n{low:.3g} to {high:.3g}, mean {mean:.3g}"
+            look: dict[str, Any] = {"fill": True, "alpha": 0.6} if part == "training" else {}
+            ax.stairs(share, edges, label=text, color=_PARTS[part], linewidth=1.4, **look)
+        ax.set(xlabel=f"value ({style.unit(pixel_max)})", yscale="log")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        style.legend_below(ax, ncols=1 if len(names) > 1 else 2)
+    axes[0].set_ylabel(f"share of pixels in each of {bins} bins")
     return fig
 
 
