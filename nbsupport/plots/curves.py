@@ -50,7 +50,7 @@ def training_curves(
             upper.plot(epoch, value, markersize=3.5, label=f"{label} ({last})", **style.examples_style(examples))
             if n_validation is not None:
                 rates = [intervals.wilson(round(each * n_validation), n_validation) for each in value]
-                _band(upper, epoch, *arrays.spread(rates)[1:], style.examples_colour(examples))
+                _band(upper, epoch, arrays.spread(rates)[1:], style.examples_colour(examples))
         lower.plot(history["epoch"], history["loss"], color=style.BLACK, marker=".", label="training loss")
         for ax in (upper, lower):
             if best is not None and model in best:
@@ -138,9 +138,9 @@ def accuracy_curve(
             raise ValueError(f"expected a rate of {name!r} for each of the {len(at)} numbers x, got {len(curve)}")
         own = {"color": style.PALETTE[i % len(style.PALETTE)], "marker": style.MARKERS[i % len(style.MARKERS)]}
         look = style.examples_style(name) if set(rates) <= set(style.EXAMPLES) else own
-        value, low, high = arrays.spread(curve)
+        value, *ends = arrays.spread(curve)
         ax.plot(at, value, label=f"{name}, n={style.span([rate.n for rate in curve])}", markersize=4.5, **look)
-        _band(ax, at, low, high, look["color"])
+        _band(ax, at, np.stack(ends), look["color"])
     for name, place in (marks or {}).items():
         ax.axvline(place, color="0.4", linestyle=":", linewidth=1.2, label=name)
     ax.set(xlabel=xlabel, ylabel="rate, 95 % interval", title=title, ylim=(-0.02, 1.02))
@@ -303,7 +303,7 @@ def triple_cells(cells: ByModel) -> Figure:
 
     def interval(values: Floats) -> Floats:
         mean = intervals.mean(values)
-        return np.array([mean.low if np.isinf(mean.low) else max(mean.low, 0), mean.value, mean.high])
+        return np.array([max(mean.low, 0.0) if np.isfinite(mean.low) else np.nan, mean.value, mean.high])
 
     fig = _strips(cells, "cells", ("N", "P"), interval, "triple cells in a plane")
     text = "Each point an image, the mean over its planes; circle: mean over images, bar: its 95 % interval"
@@ -317,7 +317,7 @@ def _names(values: ByModel) -> list[str]:
 
 
 def _by_model(
-    values: ByModel, height: float, what: str, shape: Sequence[str], **share: bool
+    values: ByModel, height: float, what: str, shape: Sequence[str], **share: Any
 ) -> tuple[style.Picture, list[Axes], list[tuple[Axes, str, Floats]]]:
     """Return a figure with a panel for each model, the panels, and of each set its panel, name and array of `shape`."""
     fig, axes = style.panels([f"{model} model" for model in values], height, **share)
@@ -363,8 +363,8 @@ def _legend_beside(ax: Axes, title: str | None = None) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, title=title)
 
 
-def _band(ax: Axes, x: Floats, low: Floats, high: Floats, colour: str) -> None:
-    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+def _band(ax: Axes, x: Floats, ends: Floats, colour: str) -> None:
+    ax.fill_between(x, *ends, color=colour, alpha=0.2, linewidth=0)
 
 
 def _bootstrap_band(ax: Axes, name: str, values: Floats, bootstrap: int, seed: int) -> None:
@@ -372,5 +372,5 @@ def _bootstrap_band(ax: Axes, name: str, values: Floats, bootstrap: int, seed: i
     n = len(values)
     if bootstrap and n:
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=bootstrap) / n
-        low, high = np.quantile(weights @ values, [0.025, 0.975], axis=0)
-        _band(ax, np.arange(1, values.shape[1] + 1), low, high, style.examples_colour(name))
+        ends = np.quantile(weights @ values, [0.025, 0.975], axis=0)
+        _band(ax, np.arange(1, values.shape[1] + 1), ends, style.examples_colour(name))

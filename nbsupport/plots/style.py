@@ -105,7 +105,7 @@ def broken(text: str, width: float, rate: float) -> str:
     return "\n".join(textwrap.fill(line, int(rate * width)) for line in text.split("\n"))
 
 
-def panels(titles: Iterable[str], height: float, **share: bool) -> tuple[Picture, list[Axes]]:
+def panels(titles: Iterable[str], height: float, **share: Any) -> tuple[Picture, list[Axes]]:
     """Return a figure with one titled panel for each of `titles`, in a row; a single panel is narrower."""
     names = list(titles)
     fig = figure(height, width=WIDTH if len(names) > 1 else 0.7 * WIDTH)
