@@ -11,7 +11,8 @@ from torch import Tensor
 from nbsupport.intervals import Rate
 
 Values: TypeAlias = ArrayLike | Tensor
-ByModel: TypeAlias = Mapping[str, Mapping[str, Values]]  # model -> name of the examples -> what belongs to them
+ByName: TypeAlias = Mapping[str, Values]  # name of the examples -> what belongs to them
+ByModel: TypeAlias = Mapping[str, ByName]
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
@@ -56,7 +56,7 @@ def training_curves(
             if best is not None and model in best:
                 ax.axvline(best[model], color="0.4", linestyle=":", label=f"epoch {best[model]}, kept")
         upper.set(title=f"{model} model", ylim=(-0.02, 1.02))
-        upper.yaxis.set_major_formatter(PercentFormatter(1.0))
+        upper.yaxis.set_major_formatter("{x:.0%}")
         upper.legend(loc="best", framealpha=0.9)
         lower.set(xlabel="epoch")
         lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -144,7 +144,7 @@ def accuracy_curve(
     for name, place in (marks or {}).items():
         ax.axvline(place, color="0.4", linestyle=":", linewidth=1.2, label=name)
     ax.set(xlabel=xlabel, ylabel="rate, 95 % interval", title=title, ylim=(-0.02, 1.02))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter("{x:.0%}")
     _legend_beside(ax)
     return fig
 
@@ -183,7 +183,7 @@ def distance_curves(
     arrays.not_empty(distances, name="distances")
     checks.number(last, name="last", open_low=True)
     checks.count(bootstrap, name="bootstrap", low=0)
-    fig, axes, sets = _by_model(distances, 4.8, "distances", ("N", "K"), sharey=True)
+    fig, sets = _by_model(distances, 4.8, "distances", ("N", "K"), sharey=True)
     for ax, name, unsorted in sets:
         distance = np.sort(unsorted, axis=1)
         n, rays = distance.shape
@@ -196,19 +196,16 @@ def distance_curves(
         if first < rays:
             ax.plot(rank[first:], curve[first:], linestyle=(0, (4, 2)), label="_dashed", color=look["color"])
         _bootstrap_band(ax, name, capped, bootstrap, seed)
-    for ax in axes:
+    for ax in fig.axes:
         ax.axhline(last * pixel_max, color="0.5", linewidth=0.8, zorder=1)
         ax.set(xlabel="rank of the ray (1: the nearest boundary)", ylim=(0, 1.04 * last * pixel_max))
         ax.margins(x=0.01)
         style.legend_below(ax)
-    axes[0].set_ylabel(f"mean distance (RMS, {style.unit(pixel_max)})")
+    fig.axes[0].set_ylabel(f"mean distance (RMS, {style.unit(pixel_max)})")
     band = f"; band: 95 % bootstrap ({bootstrap})" if bootstrap else ""
-    style.headline(
-        fig,
-        f"Distance to the decision boundary; grey line: the last magnitude, {last * pixel_max:.4g}\n"
-        f"dashed: fewer than half of the images reach a boundary at that rank{band}",
-    )
-    return fig
+    text = f"Distance to the decision boundary; grey line: the last magnitude, {last * pixel_max:.4g}\n"
+    text += f"dashed: fewer than half of the images reach a boundary at that rank{band}"
+    return style.headline(fig, text)
 
 
 @style.house_style()
@@ -235,7 +232,7 @@ def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Fi
     """
     arrays.not_empty(purities, name="purities")
     checks.count(bootstrap, name="bootstrap", low=0)
-    fig, axes, sets = _by_model(purities, 4.6, "purity", ("N", "top"), sharey=True)
+    fig, sets = _by_model(purities, 4.6, "purity", ("N", "top"), sharey=True)
     names = _names(purities)
     for ax, name, values in sets:
         value, *ends = arrays.spread([intervals.mean(column, bounds=(0, 1)) for column in values.T])
@@ -246,14 +243,15 @@ def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Fi
         j = np.arange(1, len(value) + 1) + shift
         ax.errorbar(j, value, error, label=f"{name}, n={len(values)}", capsize=2, **look)
         _bootstrap_band(ax, name, values, bootstrap, seed)
-    for ax in axes:
+    for ax in fig.axes:
         ax.set(xlabel="j, number of adjacent classes", ylim=(0, 1.04))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.legend_below(ax)
-    axes[0].set_ylabel("mean purity of the top j classes")
+    fig.axes[0].set_ylabel("mean purity of the top j classes")
     spread = f"95 % bootstrap bands ({bootstrap})" if bootstrap else "95 % intervals"
-    style.headline(fig, f"Share of the reached rays whose boundary belongs to the j most frequent classes, {spread}")
-    return fig
+    return style.headline(
+        fig, f"Share of the reached rays whose boundary belongs to the j most frequent classes, {spread}"
+    )
 
 
 @style.house_style()
@@ -273,13 +271,9 @@ def distortion_distribution(rms: ByModel, *, pixel_max: float = 1.0) -> Figure:
         For no model or values of another shape.
     """
     arrays.not_empty(rms, name="rms")
-
-    def quartiles(values: Floats) -> Floats:
-        return np.quantile(values, [0.25, 0.5, 0.75])
-
-    fig = _strips(rms, "rms", ("n",), quartiles, f"RMS distortion ({style.unit(pixel_max)})", pixel_max)
-    style.headline(fig, "Each point an image; bar: the quartiles, circle: the median")
-    return fig
+    xlabel = f"RMS distortion ({style.unit(pixel_max)})"
+    fig = _strips(rms, "rms", ("n",), lambda values: np.quantile(values, [0.25, 0.5, 0.75]), xlabel, pixel_max)
+    return style.headline(fig, "Each point an image; bar: the quartiles, circle: the median")
 
 
 @style.house_style()
@@ -307,8 +301,7 @@ def triple_cells(cells: ByModel) -> Figure:
 
     fig = _strips(cells, "cells", ("N", "P"), interval, "triple cells in a plane")
     text = "Each point an image, the mean over its planes; circle: mean over images, bar: its 95 % interval"
-    style.headline(fig, text)
-    return fig
+    return style.headline(fig, text)
 
 
 def _names(values: ByModel) -> list[str]:
@@ -318,15 +311,15 @@ def _names(values: ByModel) -> list[str]:
 
 def _by_model(
     values: ByModel, height: float, what: str, shape: Sequence[str], **share: Any
-) -> tuple[style.Picture, list[Axes], list[tuple[Axes, str, Floats]]]:
-    """Return a figure with a panel for each model, the panels, and of each set its panel, name and array of `shape`."""
-    fig, axes = style.panels([f"{model} model" for model in values], height, **share)
+) -> tuple[style.Picture, list[tuple[Axes, str, Floats]]]:
+    """Return a figure with a panel for each model, and of each set its panel, its name and its array of `shape`."""
+    fig = style.panels([f"{model} model" for model in values], height, **share)
     sets = [
         (ax, name, arrays.floats(by_name[name], name=f"{what} of {name}", shape=shape))
-        for ax, by_name in zip(axes, values.values(), strict=True)
+        for ax, by_name in zip(fig.axes, values.values(), strict=True)
         for name in style.in_order(by_name)
     ]
-    return fig, axes, sets
+    return fig, sets
 
 
 def _strips(
@@ -339,7 +332,7 @@ def _strips(
     names = _names(values)
     none = np.empty((0, 1)[: len(shape)])
     rows = {model: dict.fromkeys(names, none) | dict(by_name) for model, by_name in values.items()}
-    fig, axes, sets = _by_model(rows, 1.4 + 0.43 * len(names), what, shape, sharex=True)
+    fig, sets = _by_model(rows, 1.4 + 0.43 * len(names), what, shape, sharex=True)
     for ax, name, each in sets:
         if len(each):
             row, points = names.index(name), each.reshape(len(each), -1).mean(1) * scale
@@ -351,11 +344,11 @@ def _strips(
                 bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.8, "solid_capstyle": "butt", "zorder": 3}
                 ax.plot([low, high], [row, row], color=style.BLACK, **bar)
             ax.plot(middle, row, "o", color="white", markeredgecolor=style.BLACK, markersize=6.5, zorder=4)
-    for ax in axes:
-        ax.set_yticks(range(len(names)), [f"{name}\nn={len(each)}" for at, name, each in sets if at is ax])
-        ax.set(ylim=(len(names) - 0.45, -0.55), xlabel=xlabel)
-    largest = axes[0].get_xlim()[1]
-    axes[0].set_xlim(-0.015 * largest, largest)
+    for ax in fig.axes:
+        style.rows(ax, [f"{name}\nn={len(each)}" for at, name, each in sets if at is ax])
+        ax.set_xlabel(xlabel)
+    largest = fig.axes[0].get_xlim()[1]
+    fig.axes[0].set_xlim(-0.015 * largest, largest)
     return fig
 
 

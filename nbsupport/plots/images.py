@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Floats, Values
+from nbsupport.plots.arrays import ByName, Floats, Values
 
 _PARTS = {"training": style.BLUE, "test": style.ORANGE}
 
@@ -82,11 +82,12 @@ def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class
     Tile(mosaic).draw(ax)
     names = [f"{name}  (n={len(index)})" for name, index in zip(classes, chosen, strict=True)]
     ax.set_yticks([row * step + height / 2 for row in range(len(classes))], names)
-    ax.set_xticks([])
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+    ax.set(
+        xticks=[],
+        frame_on=False,
+        title=f"The first {per_class} images of each class; n: images of the class in the set",
+    )
     ax.tick_params(left=False)
-    ax.set_title(f"The first {per_class} images of each class; n: images of the class in the set")
     return fig
 
 
@@ -113,11 +114,9 @@ def class_counts(train_labels: Values, test_labels: Values, classes: Sequence[st
         counts = np.bincount(y, minlength=len(classes))
         bars = ax.barh(range(len(classes)), counts, color=colour, height=0.7)
         ax.bar_label(bars, [f"{count}" for count in counts], padding=3, fontsize=9)
+        style.rows(ax, classes)
         ax.set(title=f"{part} set, n={len(y)}", xlabel="images", xlim=(0, max(1, counts.max()) * 1.18))
-        ax.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(classes)), classes)
     axes[0].set_ylabel("class")
-    axes[0].invert_yaxis()
     return fig
 
 
@@ -143,8 +142,8 @@ def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0, bins: i
         raise ValueError(f"expected training and test images with as many channels, got {channels}")
     names = ["all pixels"] if channels["test"] == 1 else ["red", "green", "blue"]
     edges = np.linspace(0, pixel_max, bins + 1)
-    fig, axes = style.panels(names, 3.8, sharey=True)
-    for channel, ax in enumerate(axes):
+    fig = style.panels(names, 3.8, sharey=True)
+    for channel, ax in enumerate(fig.axes):
         for part, x in sets.items():
             values = x[:, channel].ravel() * pixel_max
             share = np.histogram(values, edges)[0] / max(values.size, 1)
@@ -156,12 +155,12 @@ def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0, bins: i
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         style.legend_below(ax, ncols=1 if len(names) > 1 else 2)
-    axes[0].set_ylabel(f"share of pixels in each of {bins} bins")
+    fig.axes[0].set_ylabel(f"share of pixels in each of {bins} bins")
     return fig
 
 
 @style.house_style()
-def rms_examples(x: Values, versions: Mapping[str, Values], *, pixel_max: float = 1.0) -> Figure:
+def rms_examples(x: Values, versions: ByName, *, pixel_max: float = 1.0) -> Figure:
     """Return what the unit RMS looks like: a row for each kind of distortion, the measured RMS above each image.
 
     Parameters
@@ -193,10 +192,10 @@ def rms_examples(x: Values, versions: Mapping[str, Values], *, pixel_max: float 
 @style.house_style()
 def attack_grid(
     x: Values,
-    adversarial: Mapping[str, Values],
+    adversarial: ByName,
     *,
     before: Values | None = None,
-    after: Mapping[str, Values] | None = None,
+    after: ByName | None = None,
     classes: Sequence[str] | None = None,
     pixel_max: float = 1.0,
     magnify: float | None = None,
@@ -247,10 +246,10 @@ def attack_grid(
 @style.house_style()
 def variants_side_by_side(
     x: Values,
-    variants: Mapping[str, Values],
+    variants: ByName,
     *,
     before: Values,
-    after: Mapping[str, Values],
+    after: ByName,
     classes: Sequence[str],
     region_accuracy: Mapping[str, Rate] | None = None,
     pixel_max: float = 1.0,
@@ -302,11 +301,7 @@ def variants_side_by_side(
 
 
 def _checked(
-    x: Values,
-    adversarial: Mapping[str, Values],
-    before: Values | None,
-    after: Mapping[str, Values] | None,
-    classes: Sequence[str] | None,
+    x: Values, adversarial: ByName, before: Values | None, after: ByName | None, classes: Sequence[str] | None
 ) -> tuple[Floats, list[str], dict[str, tuple[Floats, list[str]]]]:
     """Return the originals and their labels' names; for each kind of example, in order, its images and these names."""
     originals = arrays.images(x, name="x")

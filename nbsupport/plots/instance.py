@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import rankdata
@@ -99,17 +98,17 @@ def instance_boundary(
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
     """
     arrays.not_empty(instances, name="instances")
-    scale = _Scale(classes, radius, last, pixel_max)
-    fig, axes = style.panels(instances, 4.6, sharey=True)
-    for ax, (title, profile) in zip(axes, instances.items(), strict=True):
-        _rays(ax, profile, title, scale)
+    _check(radius, last)
+    fig = style.panels(instances, 4.6, sharey=True)
+    for ax, (title, profile) in zip(fig.axes, instances.items(), strict=True):
+        _rays(ax, profile, title, classes, radius, last, pixel_max)
         says = f"the model says {classes[int(profile.center[0])]}"
         ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
         if clipped_rms is not None and title in clipped_rms:
             after = f"clipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
             ax.set_xlabel(f"{ax.get_xlabel()}\n{after}")
-    axes[0].set_ylabel(scale.distance)
-    _rays_legend(fig, axes, loc="outside lower center", ncols=int(fig.get_size_inches()[0] / 1.5))
+    fig.axes[0].set_ylabel(_distance(pixel_max))
+    _rays_legend(fig, fig.axes, loc="outside lower center", ncols=int(fig.get_size_inches()[0] / 1.5))
     return fig
 
 
@@ -165,7 +164,7 @@ def instance_panels(
     ----------
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
     """
-    scale = _Scale(classes, radius, last, pixel_max)
+    _check(radius, last)
     checks.number(threshold, name="threshold", high=1.0)
     versions = {"benign": original, name: adversarial}
     counts, profiles, purities, scores = (_known(versions, what) for what in ("counts", "profile", "purity", "score"))
@@ -181,17 +180,17 @@ def instance_panels(
     top.text(0.015, 0.5, title, va="center", fontsize=10.5)
     bottom.text(0.015, 0.5, note, va="center", color="0.3")
     *pictures, votes = _row(first, (1.3, 1.3, 1.3, 3.4), left=0.015, bottom=0.25, top=0.82, wspace=0.26)
-    _images(pictures, versions, scale)
+    _images(pictures, versions, classes, pixel_max)
     _votes(votes, counts, versions, classes)
     if profiles:
         rays = _row(second, [1] * len(profiles), left=0.095, bottom=0.22, top=0.9, wspace=0.03)
         for ax, (version, profile) in zip(rays, profiles.items(), strict=True):
-            _rays(ax, profile, version, scale)
-            ax.set(title=f"rays, {version}", ylabel=scale.distance)
+            _rays(ax, profile, version, classes, radius, last, pixel_max)
+            ax.set(title=f"rays, {version}", ylabel=_distance(pixel_max))
             ax.label_outer(remove_inner_ticks=True)
         _rays_legend(legend, rays, loc="center", ncols=_COLUMNS)
     numbers = _row(third, (3.35, 1.7, 1.7), left=0.095, right=0.955, bottom=0.26, top=0.75, wspace=0.28)
-    _sorted(numbers[0], profiles, band, scale)
+    _sorted(numbers[0], profiles, band, last, pixel_max)
     _purity(numbers[1], purities)
     _score(numbers[2], scores, threshold)
     for ax, known in zip([votes, *numbers], [counts, profiles, purities, scores], strict=True):
@@ -235,7 +234,7 @@ def live_panels(
     ValueError
         For shapes that do not agree, or `radius` or `last` not above 0.
     """
-    scale = _Scale(classes, radius, last, pixel_max)
+    _check(radius, last)
     shown = arrays.images(version.image, name="image", shape=("C", "H", "W"))
     z = arrays.floats(logits, name="logits", shape=(len(classes),))
     likely = np.argsort(-z, kind="stable")[:2]
@@ -251,34 +250,26 @@ def live_panels(
     if version.profile is None or not version.profile.distance.numel():
         _wait(rays, "rays", "no ray yet")
     else:
-        _rays(rays, version.profile, "live", scale)
-        rays.set(title="rays", ylabel=scale.distance)
+        _rays(rays, version.profile, "live", classes, radius, last, pixel_max)
+        rays.set(title="rays", ylabel=_distance(pixel_max))
         _rays_legend(fig, [rays], loc="lower right", ncols=_COLUMNS)
     return fig
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What the rays of an image are drawn against: the parameters of these names of `instance_boundary`."""
-
-    classes: Sequence[str]
-    radius: float
-    last: float
-    pixel_max: float
-
-    def __post_init__(self) -> None:
-        checks.number(self.radius, name="radius", open_low=True)
-        checks.number(self.last, name="last", open_low=True)
-
-    @property
-    def distance(self) -> str:
-        """What the axis of distances shows."""
-        return f"distance\n(RMS, {style.unit(self.pixel_max)})"
+def _check(radius: float, last: float) -> None:
+    checks.number(radius, name="radius", open_low=True)
+    checks.number(last, name="last", open_low=True)
 
 
-def _rays(ax: Axes, profile: Profile, name: str, scale: _Scale) -> None:
+def _distance(pixel_max: float) -> str:
+    return f"distance\n(RMS, {style.unit(pixel_max)})"
+
+
+def _rays(
+    ax: Axes, profile: Profile, name: str, classes: Sequence[str], radius: float, last: float, pixel_max: float
+) -> None:
     """Draw one image's rays into `ax`, sorted by distance; `name` names the profile in errors."""
-    classes, end = scale.classes, scale.last * scale.pixel_max
+    line, end = radius / np.sqrt(3) * pixel_max, last * pixel_max
     distance = arrays.floats(profile.distance, name=f"distance of {name}", shape=(1, "K"))[0]
     count = len(distance)
     adjacent = arrays.labels(profile.adjacent, name=f"adjacent of {name}", shape=(1, count), classes=classes, low=-1)[0]
@@ -290,12 +281,11 @@ def _rays(ax: Axes, profile: Profile, name: str, scale: _Scale) -> None:
     for label in np.unique(adjacent[reached]):
         those = reached & (adjacent == label)
         look |= {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label]}
-        ax.plot(rank[those], distance[those] * scale.pixel_max, label=classes[label], gid=f"{label:09}", **look)
+        ax.plot(rank[those], distance[those] * pixel_max, label=classes[label], gid=f"{label:09}", **look)
     if not reached.all():
         cross: dict[str, Any] = {"linestyle": "none", "marker": "x", "color": style.GREY, "markersize": 4.5}
         ax.plot(rank[~reached], np.full((~reached).sum(), end), label=f"none within {end:.4g}", gid="none", **cross)
-    line = scale.radius / np.sqrt(3) * scale.pixel_max
-    label = f"radius {scale.radius * scale.pixel_max:.3g} / sqrt(3) = {line:.3g}"
+    label = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
     ax.axhline(line, color="black", linewidth=1.5, zorder=3, label=label, gid="radius")
     ax.set(ylim=(0, 1.05 * end), xlim=(1 - 0.02 * count, 1.02 * count))
     ax.set_xlabel(f"rank of the ray (1: the nearest)\n{reached.sum()} of {count} reach a boundary")
@@ -344,18 +334,18 @@ def _picture(ax: Axes, tile: Tile) -> None:
     ax.set_title(tile.caption, fontsize=9.5)
 
 
-def _images(axes: Sequence[Axes], versions: Mapping[str, Version], scale: _Scale) -> None:
+def _images(axes: Sequence[Axes], versions: Mapping[str, Version], classes: Sequence[str], pixel_max: float) -> None:
     """Draw both versions and their difference."""
     shape: Sequence[int | str] = ("C", "H", "W")
     pictures: list[Floats] = []
     for ax, (name, version) in zip(axes, versions.items(), strict=False):
         pictures.append(arrays.images(version.image, name=f"the image of {name}", shape=shape))
         shape = pictures[0].shape
-        says = "" if version.label is None else f"\nsays {_short(scale.classes[version.label])}"
+        says = "" if version.label is None else f"\nsays {_short(classes[version.label])}"
         _picture(ax, Tile(as_picture(pictures[-1]), f"{name}{says}"))
     x, x_adv = pictures
     magnify = _magnification(float(np.abs(x_adv - x).max()))
-    caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * scale.pixel_max:.4g}"
+    caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * pixel_max:.4g}"
     _picture(axes[2], difference_tile(x, x_adv, magnify, caption))
 
 
@@ -380,7 +370,7 @@ def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Versio
     names = [_short(classes[label]) for label in shown]
     slanted: dict[str, Any] = {"rotation": 35, "ha": "right"} if max(map(len, names)) > 3 else {}
     ax.set_xticks(range(len(shown)), names, **slanted)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter("{x:.0%}")
     ax.set_title("share of the votes, interval of the winner", loc="left", pad=22)
     ax.legend(*ax.get_legend_handles_labels(), **_ABOVE)
 
@@ -396,20 +386,20 @@ def _bars(ax: Axes, name: str, heights: Floats, shift: float, **look: Any) -> ND
     return place
 
 
-def _sorted(ax: Axes, profiles: Mapping[str, Profile], band: Values | None, scale: _Scale) -> None:
+def _sorted(ax: Axes, profiles: Mapping[str, Profile], band: Values | None, last: float, pixel_max: float) -> None:
     """Draw each version's sorted distances, over the `band`; rays that meet no boundary count as `last` long."""
     for name, profile in profiles.items():
-        curve = np.minimum(np.sort(profile.distance[0].detach().cpu()), scale.last) * scale.pixel_max
+        curve = np.minimum(np.sort(profile.distance[0].detach().cpu()), last) * pixel_max
         rank = np.arange(1, len(curve) + 1)
         dashes: Any = "-" if name == "benign" else (0, (5, 1.5))
         ax.plot(rank, curve, label=name, color=style.examples_colour(name), linestyle=dashes)
     if profiles and band is not None:
         quantiles = arrays.floats(band, name="band", shape=(3, len(rank)))
-        low, middle, high = np.minimum(quantiles, scale.last) * scale.pixel_max
+        low, middle, high = np.minimum(quantiles, last) * pixel_max
         ax.fill_between(rank, low, high, color="0.86", linewidth=0, zorder=1, label="10-90 % of benign")
         ax.plot(rank, middle, color=style.GREY, linestyle=":", zorder=1.5, label="their median")
     ax.margins(x=0.01)
-    ax.set(ylim=(0, 1.05 * scale.last * scale.pixel_max), xlabel="rank of the ray", ylabel=scale.distance)
+    ax.set(ylim=(0, 1.05 * last * pixel_max), xlabel="rank of the ray", ylabel=_distance(pixel_max))
     ax.set_title("sorted distances", loc="left", pad=34)
     ax.legend(*ax.get_legend_handles_labels(), **_ABOVE)
 

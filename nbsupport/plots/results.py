@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from nbsupport import checks, claims, intervals, tables
 from nbsupport.plots import arrays, style
@@ -45,8 +44,8 @@ def region_accuracy(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
     """
     arrays.columns(table, tables.REGION, name="the region table")
     models = {f"{model} model": part for model, part in table.groupby("model", sort=False)}
-    fig, axes = style.panels(models, 1.5 + 0.42 * table["examples"].nunique(), sharex=True)
-    for ax, part in zip(axes, models.values(), strict=True):
+    fig = style.panels(models, 1.5 + 0.42 * table["examples"].nunique(), sharex=True)
+    for ax, part in zip(fig.axes, models.values(), strict=True):
         part = part.set_index("examples").loc[style.in_order(part["examples"])]
         right = (part["point_accuracy"] * part["n"]).fillna(0).round().astype(int)
         point = arrays.spread([intervals.wilson(*counts) for counts in zip(right, part["n"], strict=True)])
@@ -55,16 +54,14 @@ def region_accuracy(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
             look: dict[str, Any] = {"edgecolor": colours, "color": [style.blend(c, 1.0, pale) for c in colours]}
             look |= {"capsize": 2.5, "error_kw": {"linewidth": 1.3}, "ecolor": style.BLACK, "linewidth": 1.2}
             ax.barh(np.arange(len(part)) + place, rates[0], 0.36, xerr=style.whiskers(*rates), **look)
-        ax.set_yticks(range(len(part)), [f"{name}\nn={n}" for name, n in part["n"].items()])
-        ax.set(ylim=(len(part) - 0.45, -0.55), xlim=(0, 1.02), xlabel="accuracy (true label)")
-        ax.grid(axis="y", visible=False)
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        style.rows(ax, [f"{name}\nn={n}" for name, n in part["n"].items()])
+        ax.set(xlim=(0, 1.02), xlabel="accuracy (true label)")
+        ax.xaxis.set_major_formatter("{x:.0%}")
     fills = {name: style.blend(style.BLACK, 1.0, pale) for name, (_, pale) in _CLASSIFIERS.items()}
     handles = [Patch(facecolor=fill, edgecolor=style.BLACK, label=name) for name, fill in fills.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     radius, samples = (" and ".join(f"{value:g}" for value in table[name].unique()) for name in ("radius", "samples"))
-    style.headline(fig, f"Radius {radius} ({style.unit(pixel_max)}), {samples} samples; Wilson 95 % intervals")
-    return fig
+    return style.headline(fig, f"Radius {radius} ({style.unit(pixel_max)}), {samples} samples; Wilson 95 % intervals")
 
 
 @style.house_style()
@@ -111,8 +108,7 @@ def error_rates(table: pd.DataFrame) -> Figure:
             ax.grid(False)
             ax.label_outer()
     sizes = ", ".join(f"{what} {style.span(table[f'n_{what}'])}" for what in ("benign", "adversarial"))
-    style.headline(fig, f"Error rate in per cent, below it the 95 % interval (n: {sizes})")
-    return fig
+    return style.headline(fig, f"Error rate in per cent, below it the 95 % interval (n: {sizes})")
 
 
 @style.house_style()
@@ -176,8 +172,8 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
     arrays.columns(table, ["curve", "demand", "n", "mean_rms", *_REGION], name="the evasion table")
     published = table[table["curve"] == "published"]
     grown = {str(curve): part for curve, part in table.drop(published.index).groupby("curve", sort=False)}
-    fig, axes = style.panels(grown, 4.1, sharex=True, sharey=True)
-    for i, (ax, part) in enumerate(zip(axes, grown.values(), strict=True)):
+    fig = style.panels(grown, 4.1, sharex=True, sharey=True)
+    for i, (ax, part) in enumerate(zip(fig.axes, grown.values(), strict=True)):
         _points(ax, part, color=style.PALETTE[i], marker="os^"[i % 3], markersize=5)
         reached = part.loc[np.isfinite(part["mean_rms"]), ["mean_rms", "region_accuracy", "demand"]]
         for k, (at, height, demand) in enumerate(reached.itertuples(index=False)):
@@ -189,14 +185,13 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
             _points(ax, row, label=f"{name}, n={row['n'].iloc[0]}", **look)
         ax.margins(x=0.12)  # room for the number beside the last point
         ax.set(ylim=(-0.06, 1.08), xlabel=f"mean RMS ({style.unit(pixel_max)})")
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes[0].set_ylabel("region accuracy (0: the vote is evaded)")
+        ax.yaxis.set_major_formatter("{x:.0%}")
+    fig.axes[0].set_ylabel("region accuracy (0: the vote is evaded)")
     if len(published):
-        handles, labels = axes[0].get_legend_handles_labels()
+        handles, labels = fig.axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     count = " or ".join(f"{n:g}" for n in table.drop(published.index)["n"].unique())
-    style.headline(fig, f"One part of the demand grows along each curve (n={count}); Wilson 95 % intervals")
-    return fig
+    return style.headline(fig, f"One part of the demand grows along each curve (n={count}); Wilson 95 % intervals")
 
 
 @style.house_style()
@@ -234,8 +229,7 @@ def claims_overview(table: pd.DataFrame) -> Figure:
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="threshold"))
     handles.append(Patch(facecolor=_SHADE, edgecolor="0.7", label="the claimed side"))
     fig.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    style.headline(fig, "The talk's claims against what was measured here: statistic with 95 % interval")
-    return fig
+    return style.headline(fig, "The talk's claims against what was measured here: statistic with 95 % interval")
 
 
 def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
@@ -269,6 +263,5 @@ def _statement(ax: Axes, part: pd.DataFrame) -> None:
             ends = np.clip([low, high], left, right)
             ax.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
             ax.plot(value, i, marker=marker, color=colour, markersize=6, zorder=3)
-    ax.set_yticks(range(len(part)), part["model"] + ", " + part["examples"])
-    ax.set(ylim=(len(part) - 0.45, -0.55), xlim=(left, right))
-    ax.grid(axis="y", visible=False)
+    style.rows(ax, list(part["model"] + ", " + part["examples"]))
+    ax.set_xlim(left, right)

@@ -50,8 +50,7 @@ def decision_regions() -> Figure:
     handles: list[Line2D | Patch] = [Patch(facecolor=c, edgecolor="0.5", label=name) for name, c in _SHADES.items()]
     handles += [Line2D([], [], linestyle="none", label=name, **style.examples_style(name)) for name in _PLACES]
     fig.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, columnspacing=1.0)
-    style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
-    return fig
+    return style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
 
 
 def share_of_true_class(centre: tuple[float, float]) -> float:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import textwrap
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -73,6 +73,8 @@ def house_style() -> Iterator[None]:
         "grid.color": "0.9",
         "lines.linewidth": 1.7,
         "savefig.facecolor": "white",
+        "figure.dpi": 100,
+        **dict.fromkeys(("figure.constrained_layout.w_pad", "figure.constrained_layout.h_pad"), 0.08),
     }
     with matplotlib.rc_context(settings):
         yield
@@ -80,23 +82,20 @@ def house_style() -> Iterator[None]:
 
 def figure(height: float, *, width: float = WIDTH, layout: Any = "constrained") -> Picture:
     """Return an empty figure, known to no global list of figures (nothing to close)."""
-    fig = Picture(figsize=(width, height), layout=layout, facecolor="white", dpi=100)
-    engine = fig.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg]
+    return Picture(figsize=(width, height), layout=layout)
+
+
+def headline(fig: Figure, text: str) -> Figure:
+    """Return `fig` with `text` above all panels, its lines broken to fit the figure's width."""
+    fig.suptitle(broken(text, fig.get_size_inches()[0], 12))
     return fig
 
 
-def headline(fig: Figure, text: str) -> None:
-    """Put `text` above all panels, its lines broken to fit the figure's width."""
-    fig.suptitle(broken(text, fig.get_size_inches()[0], 12))
-
-
+@house_style()
 def nothing_to_show(reason: str) -> Figure:
     """Return a low, empty figure with `reason` written in it."""
-    with house_style():
-        fig = figure(0.8, layout="none")
-        fig.text(0.5, 0.5, broken(f"Nothing to show: {reason}.", WIDTH, 11), ha="center", va="center", color="0.3")
+    fig = figure(0.8, layout="none")
+    fig.text(0.5, 0.5, broken(f"Nothing to show: {reason}.", WIDTH, 11), ha="center", va="center", color="0.3")
     return fig
 
 
@@ -105,14 +104,20 @@ def broken(text: str, width: float, rate: float) -> str:
     return "\n".join(textwrap.fill(line, int(rate * width)) for line in text.split("\n"))
 
 
-def panels(titles: Iterable[str], height: float, **share: Any) -> tuple[Picture, list[Axes]]:
+def panels(titles: Iterable[str], height: float, **share: Any) -> Picture:
     """Return a figure with one titled panel for each of `titles`, in a row; a single panel is narrower."""
     names = list(titles)
     fig = figure(height, width=WIDTH if len(names) > 1 else 0.7 * WIDTH)
-    axes = list(fig.subplots(1, len(names), squeeze=False, **share)[0])
-    for ax, name in zip(axes, names, strict=True):
+    for ax, name in zip(fig.subplots(1, len(names), squeeze=False, **share)[0], names, strict=True):
         ax.set_title(name)
-    return fig, axes
+    return fig
+
+
+def rows(ax: Axes, labels: Sequence[str]) -> None:
+    """Make the y axis of `ax` a list of `labels`, the first above."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.45, -0.55)
+    ax.grid(axis="y", visible=False)
 
 
 def examples_colour(name: str) -> str:
