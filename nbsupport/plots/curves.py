@@ -99,8 +99,9 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
         ax.plot(np.arange(width, len(loss) + 1), smooth, label=name, **look)
     mean = "" if window == 1 else f", mean of {window} steps"
     ax.axhline(np.log(2), color="0.4", linestyle=":", linewidth=1.2, label="chance, ln 2")
-    ax.set(xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None))
-    ax.set_title("Training of the detector")
+    ax.set(
+        xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None), title="Training of the detector"
+    )
     _legend_beside(ax, "trained on")
     return fig
 
@@ -248,10 +249,8 @@ def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Fi
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.legend_below(ax)
     fig.axes[0].set_ylabel("mean purity of the top j classes")
-    spread = f"95 % bootstrap bands ({bootstrap})" if bootstrap else "95 % intervals"
-    return style.headline(
-        fig, f"Share of the reached rays whose boundary belongs to the j most frequent classes, {spread}"
-    )
+    text = "Share of the reached rays whose boundary belongs to the j most frequent classes, 95 % "
+    return style.headline(fig, text + (f"bootstrap bands ({bootstrap})" if bootstrap else "intervals"))
 
 
 @style.house_style()
@@ -341,8 +340,9 @@ def _strips(
             ax.plot(points, row + jitter, ".", color=style.examples_colour(name), markersize=5.5, alpha=0.55, zorder=2)
             low, middle, high = summary(points)
             if np.isfinite([low, high]).all():
-                bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.8, "solid_capstyle": "butt", "zorder": 3}
-                ax.plot([low, high], [row, row], color=style.BLACK, **bar)
+                ax.plot(
+                    [low, high], [row] * 2, color=style.BLACK, linewidth=3, alpha=0.8, solid_capstyle="butt", zorder=3
+                )
             ax.plot(middle, row, "o", color="white", markeredgecolor=style.BLACK, markersize=6.5, zorder=4)
     for ax in fig.axes:
         style.rows(ax, [f"{name}\nn={len(each)}" for at, name, each in sets if at is ax])

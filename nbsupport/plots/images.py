@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import ByName, Floats, Values
+from nbsupport.plots.arrays import ByName, Floats, Names, Values
 
 _PARTS = {"training": style.BLUE, "test": style.ORANGE}
 
@@ -45,7 +45,7 @@ def difference_tile(x: Floats, x_adv: Floats, magnify: float, caption: str = "")
 
 
 @style.house_style()
-def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class: int = 16) -> Figure:
+def montage(images: Values, labels: Values, classes: Names, *, per_class: int = 16) -> Figure:
     """Return the first `per_class` images of every class, a row for each class.
 
     Parameters
@@ -82,17 +82,14 @@ def montage(images: Values, labels: Values, classes: Sequence[str], *, per_class
     Tile(mosaic).draw(ax)
     names = [f"{name}  (n={len(index)})" for name, index in zip(classes, chosen, strict=True)]
     ax.set_yticks([row * step + height / 2 for row in range(len(classes))], names)
-    ax.set(
-        xticks=[],
-        frame_on=False,
-        title=f"The first {per_class} images of each class; n: images of the class in the set",
-    )
+    title = f"The first {per_class} images of each class; n: images of the class in the set"
+    ax.set(xticks=[], frame_on=False, title=title)
     ax.tick_params(left=False)
     return fig
 
 
 @style.house_style()
-def class_counts(train_labels: Values, test_labels: Values, classes: Sequence[str]) -> Figure:
+def class_counts(train_labels: Values, test_labels: Values, classes: Names) -> Figure:
     """Return the number of images of each class in the training set and in the test set.
 
     Parameters
@@ -196,7 +193,7 @@ def attack_grid(
     *,
     before: Values | None = None,
     after: ByName | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Names | None = None,
     pixel_max: float = 1.0,
     magnify: float | None = None,
 ) -> Figure:
@@ -226,13 +223,12 @@ def attack_grid(
     """
     arrays.not_empty(adversarial, name="adversarial")
     originals, first, results = _checked(x, adversarial, before, after, classes)
-    headings = ["benign", *(name.replace("-", "-\n") for name in results)]
-    rows = [("", [Tile(caption=heading) for heading in headings])]
+    rows = [("", [Tile(caption=name.replace("-", "-\n")) for name in ("benign", *results)])]
     for i, original in enumerate(originals):
         tiles = [_tile(original, first[i], "original")]
         for x_adv, found in results.values():
-            value = float(arrays.rms(x_adv[i], original)) * pixel_max
-            tiles.append(_result(x_adv[i], found[i], first[i], f"RMS {value:.3g}"))
+            rms = f"RMS {arrays.rms(x_adv[i], original) * pixel_max:.3g}"
+            tiles.append(_result(x_adv[i], found[i], first[i], rms))
         rows.append((f"image {i + 1}", tiles))
         if magnify is not None:
             checks.number(magnify, name="magnify", open_low=True)
@@ -250,7 +246,7 @@ def variants_side_by_side(
     *,
     before: Values,
     after: ByName,
-    classes: Sequence[str],
+    classes: Names,
     region_accuracy: Mapping[str, Rate] | None = None,
     pixel_max: float = 1.0,
     shown: int = 4,
@@ -293,15 +289,13 @@ def variants_side_by_side(
         tiles = [_result(x_adv[i], found[i], first[i]) for i in some]
         rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], magnify) for i in some]))
     colours = " (red: brighter)" if originals.shape[1] == 1 else ""
-    title = (
-        f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
-        f"RMS ({style.unit(pixel_max)}) and accuracy with 95 % intervals"
-    )
+    title = f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
+    title += f"RMS ({style.unit(pixel_max)}) and accuracy with 95 % intervals"
     return _tile_figure(rows, title=title, margin=1.75, split=len(some))
 
 
 def _checked(
-    x: Values, adversarial: ByName, before: Values | None, after: ByName | None, classes: Sequence[str] | None
+    x: Values, adversarial: ByName, before: Values | None, after: ByName | None, classes: Names | None
 ) -> tuple[Floats, list[str], dict[str, tuple[Floats, list[str]]]]:
     """Return the originals and their labels' names; for each kind of example, in order, its images and these names."""
     originals = arrays.images(x, name="x")

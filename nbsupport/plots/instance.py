@@ -15,7 +15,7 @@ from torch import Tensor
 from nbsupport import checks
 from nbsupport.boundary import Profile
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Floats, Values
+from nbsupport.plots.arrays import Floats, Names, Values
 from nbsupport.plots.images import Tile, as_picture, difference_tile
 
 _CLASSES = 12  # shown in the vote, at most
@@ -62,7 +62,7 @@ class Version:
 def instance_boundary(
     instances: Mapping[str, Profile],
     *,
-    classes: Sequence[str],
+    classes: Names,
     radius: float,
     last: float,
     clipped_rms: Mapping[str, float] | None = None,
@@ -119,7 +119,7 @@ def instance_panels(
     *,
     name: str,
     title: str,
-    classes: Sequence[str],
+    classes: Names,
     radius: float,
     last: float,
     threshold: float = 0.5,
@@ -201,14 +201,7 @@ def instance_panels(
 
 @style.house_style()
 def live_panels(
-    version: Version,
-    logits: Values,
-    *,
-    title: str,
-    classes: Sequence[str],
-    radius: float,
-    last: float,
-    pixel_max: float = 1.0,
+    version: Version, logits: Values, *, title: str, classes: Names, radius: float, last: float, pixel_max: float = 1.0
 ) -> Figure:
     """Return one image with its prediction, its vote and its rays, as far as they are known.
 
@@ -265,9 +258,7 @@ def _distance(pixel_max: float) -> str:
     return f"distance\n(RMS, {style.unit(pixel_max)})"
 
 
-def _rays(
-    ax: Axes, profile: Profile, name: str, classes: Sequence[str], radius: float, last: float, pixel_max: float
-) -> None:
+def _rays(ax: Axes, profile: Profile, name: str, classes: Names, radius: float, last: float, pixel_max: float) -> None:
     """Draw one image's rays into `ax`, sorted by distance; `name` names the profile in errors."""
     line, end = radius / np.sqrt(3) * pixel_max, last * pixel_max
     distance = arrays.floats(profile.distance, name=f"distance of {name}", shape=(1, "K"))[0]
@@ -306,18 +297,15 @@ def _known(versions: Mapping[str, Version], what: str) -> dict[str, Any]:
 def _note(versions: Mapping[str, Version], absent: Mapping[str, str]) -> str:
     """Return what is not known of the versions and why; empty where nothing is missing."""
     rays = absent.get("profiles", "this image was not probed")
-    kinds = {
-        "counts": ("votes", absent.get("votes", "no vote on this image")),
-        "profile": ("rays", rays),
-        "purity": ("purity", rays),
-        "score": ("detector score", absent.get("detectors", "no score of this image")),
-    }
+    reasons = {"counts": absent.get("votes", "no vote on this image"), "profile": rays, "purity": rays}
+    reasons["score"] = absent.get("detectors", "no score of this image")
+    words = {"counts": "votes", "profile": "rays", "purity": "purity", "score": "detector score"}
     missing: dict[str, list[str]] = {}
-    for what, (words, why) in kinds.items():
-        known = _known(versions, what)
-        lacking = [name for name in versions if name not in known]
+    for what, why in reasons.items():
+        lacking = [name for name in versions if name not in _known(versions, what)]
         if lacking:
-            missing.setdefault(why, []).append(f"{words} of {lacking[0]}" if known else words)
+            of = "" if len(lacking) == len(versions) else f" of {lacking[0]}"
+            missing.setdefault(why, []).append(words[what] + of)
     shown = "; ".join(f"{', '.join(words)} ({why})" for why, words in missing.items())
     return f"Not shown: {shown}" if missing else ""
 
@@ -334,7 +322,7 @@ def _picture(ax: Axes, tile: Tile) -> None:
     ax.set_title(tile.caption, fontsize=9.5)
 
 
-def _images(axes: Sequence[Axes], versions: Mapping[str, Version], classes: Sequence[str], pixel_max: float) -> None:
+def _images(axes: Sequence[Axes], versions: Mapping[str, Version], classes: Names, pixel_max: float) -> None:
     """Draw both versions and their difference."""
     shape: Sequence[int | str] = ("C", "H", "W")
     pictures: list[Floats] = []
@@ -355,7 +343,7 @@ def _magnification(largest: float) -> float:
     return max((step for step in steps if 0 < step * largest <= 1), default=1.0)
 
 
-def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Version], classes: Sequence[str]) -> None:
+def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Version], classes: Names) -> None:
     """Draw each class's share of the votes, with the interval of the winner."""
     votes = {name: arrays.floats(n, name=f"counts of {name}", shape=(len(classes),)) for name, n in counts.items()}
     total = sum((n / n.sum() for n in votes.values()), np.zeros(len(classes)))

@@ -14,13 +14,13 @@ from matplotlib.patches import Patch
 
 from nbsupport import checks, claims, intervals, tables
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Values
 
 _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (below)": (0.2, 0.4)}  # place, paleness
 _RATES = {
     "false_positive_rate": "False positives: benign called adversarial",
     "false_negative_rate": "False negatives: adversarial called benign",
 }
+_ENDS = ("", "_low", "_high")
 _REGION = ["region_accuracy", "region_low", "region_high"]
 _SHADE = "#e8f1e4"
 
@@ -82,12 +82,10 @@ def error_rates(table: pd.DataFrame) -> Figure:
         For an empty table, a missing column, or two rows of one model, trained_on and tested_on.
     """
     pair = ["model", "trained_on", "tested_on"]
-    rates = [f"{rate}{end}" for rate in _RATES for end in ("", "_low", "_high")]
+    rates = [rate + end for rate in _RATES for end in _ENDS]
     arrays.columns(table, [*pair, "n_benign", "n_adversarial", *rates], name="the detector table")
-    for model, trained, tested in table.loc[table.duplicated(pair), pair].itertuples(index=False):
-        raise ValueError(
-            f"expected one row for each model, trained_on and tested_on, got two for {model}, {trained}, {tested}"
-        )
+    for row in table.loc[table.duplicated(pair), pair].astype(str).itertuples(index=False):
+        raise ValueError(f"expected one row for each model, trained_on and tested_on, got two for {', '.join(row)}")
     models = table["model"].unique()
     rows, columns = style.in_order(table["trained_on"].unique()), style.in_order(table["tested_on"].unique())
     fig = style.figure(len(models) * (1.0 + 0.42 * len(rows)) + 1.4)
@@ -95,9 +93,7 @@ def error_rates(table: pd.DataFrame) -> Figure:
     for line, model in zip(axes, models, strict=True):
         part = 100 * table[table["model"] == model].set_index(pair[1:])[rates]
         for ax, (rate, title) in zip(line, _RATES.items(), strict=True):
-            value, low, high = (
-                part[f"{rate}{end}"].unstack().reindex(index=rows, columns=columns) for end in ("", "_low", "_high")
-            )
+            value, low, high = (part[rate + end].unstack().reindex(rows, columns=columns) for end in _ENDS)
             text = value.map("{:.0f}\n".format) + low.map("{:.0f}-".format) + high.map("{:.0f}".format)
             look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
             seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.05}, ax=ax, **look)
@@ -107,12 +103,12 @@ def error_rates(table: pd.DataFrame) -> Figure:
             ax.tick_params(axis="y", rotation=0)
             ax.grid(False)
             ax.label_outer()
-    sizes = ", ".join(f"{what} {style.span(table[f'n_{what}'])}" for what in ("benign", "adversarial"))
+    sizes = ", ".join(f"{what} {style.span(list(table[f'n_{what}']))}" for what in ("benign", "adversarial"))
     return style.headline(fig, f"Error rate in per cent, below it the 95 % interval (n: {sizes})")
 
 
 @style.house_style()
-def roc(scores: Mapping[str, tuple[Values, Values]], *, threshold: float = 0.5) -> Figure:
+def roc(scores: Mapping[str, tuple[arrays.Values, arrays.Values]], *, threshold: float = 0.5) -> Figure:
     """Return the detector's ROC curve for each kind of example, with the area under it and its 95 % interval.
 
     Parameters
@@ -188,8 +184,8 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
         ax.yaxis.set_major_formatter("{x:.0%}")
     fig.axes[0].set_ylabel("region accuracy (0: the vote is evaded)")
     if len(published):
-        handles, labels = fig.axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        shown = fig.axes[0].get_legend_handles_labels()
+        fig.legend(*shown, loc="outside lower center", ncols=2, frameon=False)
     count = " or ".join(f"{n:g}" for n in table.drop(published.index)["n"].unique())
     return style.headline(fig, f"One part of the demand grows along each curve (n={count}); Wilson 95 % intervals")
 
@@ -222,12 +218,10 @@ def claims_overview(table: pd.DataFrame) -> Figure:
     for ax, part, title in zip(axes, parts, titles, strict=True):
         _statement(ax, part)
         ax.set_title(title, loc="left", fontsize=9.5)
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=colour, marker=marker, linestyle="none", label=verdict)
-        for verdict, (colour, marker) in style.VERDICTS.items()
-    ]
+    handles: list[Line2D | Patch] = [Patch(facecolor=_SHADE, edgecolor="0.7", label="the claimed side")]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="threshold"))
-    handles.append(Patch(facecolor=_SHADE, edgecolor="0.7", label="the claimed side"))
+    for verdict, (colour, marker) in style.VERDICTS.items():
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=verdict))
     fig.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     return style.headline(fig, "The talk's claims against what was measured here: statistic with 95 % interval")
 

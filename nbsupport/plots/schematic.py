@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from nbsupport import checks, detector
-from nbsupport.plots import style
-from nbsupport.plots.arrays import Floats, Integers
+from nbsupport.plots import arrays, style
 
 _SHADES = {
     name: style.blend(style.PALETTE[i], 1.0, 0.5)
@@ -103,12 +102,13 @@ def detector_architecture(rays: int = 128) -> Figure:
             _arrow(ax, (middle - 0.89, 1.825), (middle - 0.61, 1.825))
     _box(ax, (5.25, 0.31), 0.42, f"{purities} purities", style.BLUE)
     _arrow(ax, (5.25, 0.52), (5.25, 0.86))
-    heading = f"Detector for K={rays} rays; below each layer: the size of its output"
-    ax.text(0.15, 2.75, heading, va="top", fontsize=10.5)
+    ax.text(
+        0.15, 2.75, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5
+    )
     return fig
 
 
-def _label(a: Floats, b: Floats) -> Integers:
+def _label(a: arrays.Floats, b: arrays.Floats) -> arrays.Integers:
     """Return the class of the sketch: the second class has thin fingers into the first, the third lies below."""
     fingers = 0.26 * np.exp(-(((b + 0.1) / 0.08) ** 2)) + 0.2 * np.exp(-(((b - 0.45) / 0.08) ** 2))
     edge = 0.3 - fingers - 0.1 * np.sin(2.2 * b)
@@ -128,8 +128,8 @@ def _point(ax: Axes, name: str) -> None:
     """Draw a point with its square, the true class's share of it, and an arrow from the benign image."""
     a, b = _PLACES[name]
     colour = style.examples_colour(name)
-    square = Rectangle((a - _RADIUS, b - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, fill=False, edgecolor=colour)
-    ax.add_patch(square).set(linewidth=1.8, zorder=3)
+    square = Rectangle((a - _RADIUS, b - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, fill=False)
+    ax.add_patch(square).set(edgecolor=colour, linewidth=1.8, zorder=3)
     if name != "benign":
         _arrow(ax, _PLACES["benign"], (a, b))
     ax.plot(a, b, markersize=8, markeredgecolor="white", zorder=5, **style.examples_style(name))

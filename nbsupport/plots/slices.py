@@ -1,6 +1,5 @@
 """The figure of a 2-D slice through an image: class regions, and in them points, hypercubes and projected views."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.spatial import ConvexHull
 from nbsupport import checks
 from nbsupport.boundary import Slice
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Floats, Integers, Values
+from nbsupport.plots.arrays import Floats, Integers, Names, Values
 
 
 def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -> Floats:
@@ -60,8 +59,8 @@ def slice_figure(
     plane: Slice,
     *,
     radius: float,
-    classes: Sequence[str],
-    around: Sequence[str] | None = None,
+    classes: Names,
+    around: Names | None = None,
     views: Values | None = None,
     view_labels: Values | None = None,
     axes: tuple[str, str] = ("change by the attack", "random direction"),
@@ -117,9 +116,8 @@ def slice_figure(
     projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
     own = np.empty(0, int) if view_labels is None else view_labels
     found = arrays.labels(own, name="view_labels", shape=(len(projected),), classes=classes)
-    sizes, kinds = zip(
-        *(_size(arrays.floats(d, name="direction", shape=("D",))) for d in (plane.u, plane.v)), strict=True
-    )
+    directions = [arrays.floats(each, name="direction", shape=("D",)) for each in (plane.u, plane.v)]
+    sizes, kinds = zip(*map(_size, directions), strict=True)
     scale = pixel_max * np.array(sizes)
     colours = style.class_colours(len(classes))
     fig = style.figure(5.0, layout="none")
@@ -161,7 +159,7 @@ def _size(direction: Floats) -> tuple[float, str]:
     return float(np.sqrt(np.mean(direction**2))), "RMS"
 
 
-def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Sequence[str]) -> str:
+def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Names) -> str:
     """Return in words how much of the slice inside the `outline` around (0, 0) belongs to each class, largest first."""
     edge = np.roll(outline, -1, axis=0) - outline  # (V, 2), counter-clockwise: what is inside lies to the left of all
     place = np.stack(np.meshgrid(across, up), axis=-1)[:, :, None] - outline  # (B, A, V, 2)
@@ -172,7 +170,7 @@ def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes
     return f"n={votes.sum()}\n{largest}"
 
 
-def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Sequence[str]) -> list[Line2D | Patch]:
+def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Names) -> list[Line2D | Patch]:
     """Draw the class regions, each with its name where there is most room for it; return their legend."""
     pale = [style.blend(colour, 1.0, 0.45) for colour in style.class_colours(len(classes))]
     half_a, half_b = (a[1] - a[0]) / 2, (b[1] - b[0]) / 2

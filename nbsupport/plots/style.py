@@ -161,17 +161,16 @@ def percent(rate: Rate) -> str:
     return f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
-def span(counts: Iterable[int]) -> str:
+def span(counts: Sequence[int]) -> str:
     """Return the smallest and the largest of `counts`, e.g. '40' or '38 to 40'."""
-    known = [int(count) for count in counts]
-    low, high = min(known, default=0), max(known, default=0)
+    low, high = min(counts, default=0), max(counts, default=0)
     return f"{low}" if low == high else f"{low} to {high}"
 
 
 def legend_below(ax: Axes, ncols: int = 2) -> None:
     """Put the legend of `ax` under its x label, where no curve can hide behind it."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=ncols, frameon=False, columnspacing=1.2)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}
+    ax.legend(*ax.get_legend_handles_labels(), ncols=ncols, frameon=False, columnspacing=1.2, **place)
 
 
 def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[Any]:
