@@ -234,7 +234,8 @@ def test_every_figure_is_whole_and_readable_and_leaves_no_trace(name: str) -> No
     assert drawn.x1 <= width, "cut off on the right"
     assert drawn.y1 <= height, "cut off above"
     written = [artist for ax in fig.axes for artist in (ax.xaxis.label, ax.yaxis.label, ax.title, ax.get_legend())]
-    boxes = [(a.get_window_extent(), a) for a in [*written, *fig.texts, *fig.legends] if a is not None]
+    written += [artist for part in (fig, *fig.subfigs) for artist in (*part.texts, *part.legends)]
+    boxes = [(artist.get_window_extent(), artist) for artist in written if artist is not None]
     for i, (box, artist) in enumerate(boxes):
         for other, neighbour in boxes[:i]:
             empty = not box.width or not other.width

@@ -99,9 +99,8 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
         ax.plot(np.arange(width, len(loss) + 1), smooth, label=name, **look)
     mean = "" if window == 1 else f", mean of {window} steps"
     ax.axhline(np.log(2), color="0.4", linestyle=":", linewidth=1.2, label="chance, ln 2")
-    ax.set(
-        xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None), title="Training of the detector"
-    )
+    ax.set(xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None))
+    ax.set_title("Training of the detector")
     _legend_beside(ax, "trained on")
     return fig
 
@@ -340,9 +339,7 @@ def _strips(
             ax.plot(points, row + jitter, ".", color=style.examples_colour(name), markersize=5.5, alpha=0.55, zorder=2)
             low, middle, high = summary(points)
             if np.isfinite([low, high]).all():
-                ax.plot(
-                    [low, high], [row] * 2, color=style.BLACK, linewidth=3, alpha=0.8, solid_capstyle="butt", zorder=3
-                )
+                ax.plot([low, high], [row] * 2, color="0.25", linewidth=3, solid_capstyle="butt", zorder=3)
             ax.plot(middle, row, "o", color="white", markeredgecolor=style.BLACK, markersize=6.5, zorder=4)
     for ax in fig.axes:
         style.rows(ax, [f"{name}\nn={len(each)}" for at, name, each in sets if at is ax])

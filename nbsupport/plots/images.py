@@ -84,7 +84,7 @@ def montage(images: Values, labels: Values, classes: Names, *, per_class: int = 
     ax.set_yticks([row * step + height / 2 for row in range(len(classes))], names)
     title = f"The first {per_class} images of each class; n: images of the class in the set"
     ax.set(xticks=[], frame_on=False, title=title)
-    ax.tick_params(left=False)
+    ax.tick_params(left=False, grid_alpha=0)
     return fig
 
 

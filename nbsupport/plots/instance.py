@@ -306,7 +306,7 @@ def _note(versions: Mapping[str, Version], absent: Mapping[str, str]) -> str:
         if lacking:
             of = "" if len(lacking) == len(versions) else f" of {lacking[0]}"
             missing.setdefault(why, []).append(words[what] + of)
-    shown = "; ".join(f"{', '.join(words)} ({why})" for why, words in missing.items())
+    shown = "; ".join(f"{', '.join(lacks)} ({why})" for why, lacks in missing.items())
     return f"Not shown: {shown}" if missing else ""
 
 

@@ -102,9 +102,7 @@ def detector_architecture(rays: int = 128) -> Figure:
             _arrow(ax, (middle - 0.89, 1.825), (middle - 0.61, 1.825))
     _box(ax, (5.25, 0.31), 0.42, f"{purities} purities", style.BLUE)
     _arrow(ax, (5.25, 0.52), (5.25, 0.86))
-    ax.text(
-        0.15, 2.75, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5
-    )
+    ax.text(0.15, 2.7, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5)
     return fig
 
 
