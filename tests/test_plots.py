@@ -234,7 +234,8 @@ def test_every_figure_is_whole_and_readable_and_leaves_no_trace(name: str) -> No
     assert drawn.x1 <= width, "cut off on the right"
     assert drawn.y1 <= height, "cut off above"
     written = [artist for ax in fig.axes for artist in (ax.xaxis.label, ax.yaxis.label, ax.title, ax.get_legend())]
-    boxes = [(a.get_window_extent(), a) for a in [*written, *fig.texts, *fig.legends] if a is not None]
+    written += [artist for part in (fig, *fig.subfigs) for artist in (*part.texts, *part.legends)]
+    boxes = [(artist.get_window_extent(), artist) for artist in written if artist is not None]
     for i, (box, artist) in enumerate(boxes):
         for other, neighbour in boxes[:i]:
             empty = not box.width or not other.width
@@ -515,10 +516,10 @@ def test_detector_training_draws_every_step_and_a_running_mean() -> None:
 def test_error_rates_are_a_matrix_in_the_order_of_the_suite() -> None:
     fig = plots.error_rates(detector_table())
     assert len(fig.axes) == 4
-    np.testing.assert_allclose(fig.axes[1].images[0].get_array().filled(-1), [[0.75, 0.75], [-1, 0.75]])
+    np.testing.assert_allclose(fig.axes[1].collections[0].get_array().filled(-1), [[75, 75], [-1, 75]])
     assert [label.get_text() for label in fig.axes[2].get_yticklabels()] == ["FGSM", "all"]
     cells = [text.get_text() for text in fig.axes[0].texts]
-    assert cells == ["10\n4-23", "10\n4-23", "-", "10\n4-23"]
+    assert cells == ["10\n4-23"] * 3 + ["-"]
     assert "n: benign 40, adversarial 38 to 40" in texts(fig).replace("\n", " ")
 
 
