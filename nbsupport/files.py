@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -61,16 +62,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Return whether process `pid` of this machine exists; on Windows always True, where asking would end it."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Return whether process `pid` of this machine exists."""
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
@@ -154,7 +149,13 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of the bytes of `path`, in hex."""
+    """Return the SHA-256 of the bytes of `path`, in hex; a file is read once, as long as its size and time stay."""
+    status = path.stat()
+    return _digest_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2**18)
+def _digest_of(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

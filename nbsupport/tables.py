@@ -217,7 +217,8 @@ def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: floa
     """Return one row a set of examples, columns `REGION`: shares of the images with the true label.
 
     Benign images all count, whether they were classified correctly or not. Of an attack's images those count that were
-    attacked, with the image that the attack returned, so that the point accuracy is one minus the success rate.
+    attacked, with the image that the attack returned, so that the point accuracy of an attack without targets is one
+    minus its success rate.
     """
     rows = []
     for (model, name), part in _sets(images[images.vote.notna()]):

@@ -146,7 +146,7 @@ def test_kernels_are_called_in_the_open(stage: str) -> None:
         for alias in node.names
     }
     named = [name for cell in code for name in kernels_named(cell) if name.split(".")[0] in imported]
-    assert len(named) >= (1 if stage == "01_datasets" else 2), named  # where there is nothing yet but data.load
+    assert len(named) >= 2, named
 
 
 @every_notebook

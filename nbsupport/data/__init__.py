@@ -108,15 +108,15 @@ def fingerprint(name: str, *, train: bool, root: str | Path | None = None) -> st
     elif path is None:
         files = files_of(kind, [part], data_root(root))
         present = all(file.is_file() for file in files)
-        seen += [f"{file.name} {_digest(*own.version(str(file)))}" for file in files] if present else ["absent"]
+        seen += [f"{file.name} {file_digest(file)}" for file in files] if present else ["absent"]
     elif kind == "npz":
         own.require_file(path)
-        seen += [_digest(*own.version(str(path)))]
+        seen += [file_digest(path)]
     else:
         parts, mode = own.tree(path)
         ordered, _ = own.in_turn(parts[part].values(), None)
         names = [Path(file).relative_to(path).as_posix() for file in ordered]
-        seen += [mode, *(f"{name} {_digest(*own.version(file))}" for name, file in zip(names, ordered, strict=True))]
+        seen += [mode, *(f"{name} {file_digest(Path(file))}" for name, file in zip(names, ordered, strict=True))]
     return hashlib.sha256("\0".join(seen).encode()).hexdigest()
 
 
@@ -129,11 +129,6 @@ def _source(name: str) -> tuple[str, Path | None]:
         return kind, Path(path).expanduser()
     checks.choice(f"{kind}:PATH" if separator else name, DATASETS, name="data set")
     return kind, None
-
-
-@functools.lru_cache(maxsize=2**18)
-def _digest(file: str, size: int, changed: int) -> str:
-    return file_digest(Path(file))
 
 
 def data_root(root: str | Path | None) -> Path:

@@ -16,14 +16,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbsupport import checks, files
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Stored = tuple[dict[str, "Tensor"], dict[str, str]]  # tensors and metadata
 
@@ -69,14 +69,11 @@ def sources(function: Callable[..., Any]) -> dict[str, str]:
     module = function.__module__
     if not module.startswith(f"{_PACKAGE}."):
         return {module: _text_digest(_source(function))}
-    found = {}
+    now = time.time()
     for name in closure(module):
-        path = _file(name)
-        assert path is not None
-        if _STARTED < path.stat().st_mtime <= time.time():
+        if (path := _file(name)) and _STARTED < path.stat().st_mtime <= now:
             raise ValueError(f"{path} was edited after this process started, which still runs the old one; restart it")
-        found[name] = source_digest(name)
-    return found
+    return {name: source_digest(name) for name in closure(module)}
 
 
 def source_digest(module: str) -> str:
@@ -90,50 +87,38 @@ def closure(module: str) -> tuple[str, ...]:
     """Return `module` and all modules of this package that it imports, directly or through others, by name."""
     found, waiting = {module}, [module]
     while waiting:
-        new = set(_imported(waiting.pop())) - found
+        new = {_defining(source, name) for source, name, _ in _imports(waiting.pop())} - {*found, _PACKAGE}
         found |= new
         waiting += new
     return tuple(sorted(found))
 
 
-def _imported(module: str) -> Iterator[str]:
-    """Yield the modules of this package that define what `module` imports from it."""
-    path = _file(module)
-    assert path is not None
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
-            for alias in node.names:
-                yield from _defining(node.module, alias.name)
+@functools.cache
+def _imports(module: str) -> list[tuple[str, str, str]]:
+    """Return what `module` imports from this package, anywhere in it: from which module, the name, and as what."""
+    path, found = _file(module), []
+    for node in ast.walk(ast.parse("" if path is None else path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [(node.module, alias.name, alias.asname or alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith(f"{_PACKAGE}.") and _file(a.name))
+            found += [(*alias.name.rpartition(".")[::2], alias.asname or alias.name) for alias in node.names]
+    return [each for each in found if each[0].split(".")[0] == _PACKAGE]
 
 
-def _defining(module: str, name: str) -> Iterator[str]:
-    """Yield the module that `from module import name` comes from: a package's __init__ hands on what others define."""
+def _defining(module: str, name: str) -> str:
+    """Return the module that `from module import name` comes from: a package's __init__ hands on what others define."""
     if _file(f"{module}.{name}"):
-        yield f"{module}.{name}"
-        return
+        return f"{module}.{name}"
     path = _file(module)
-    if path is None:
-        return
-    if path.name == "__init__.py":
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == _PACKAGE:
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        yield from _defining(node.module, alias.name)
-                        return
-    if module != _PACKAGE:
-        yield module
+    handed_on = path is not None and path.name == "__init__.py"
+    own = [(source, what) for source, what, known in _imports(module) if handed_on and known == name]
+    return _defining(*own[0]) if own else module
 
 
 def _file(module: str) -> Path | None:
     """Return the source file of a module of this package, None where it has none."""
     stem = _ROOT.joinpath(*module.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
 def _unwrapped(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -157,10 +142,10 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
     if isinstance(value, torch.Tensor):
         return files.tensors_digest({"": value})
     if isinstance(value, nn.Module):
-        for kind in {type(module) for module in value.modules()}:
-            if not kind.__module__.startswith("torch."):
-                found |= {f"source {module}": digest for module, digest in sources(kind).items()}
-        return module_digest(value)
+        for kind in {type(module) for module in value.modules() if not type(module).__module__.startswith("torch.")}:
+            found |= {f"source {module}": digest for module, digest in sources(kind).items()}
+        weights = files.tensors_digest({**dict(value.named_parameters()), **dict(value.named_buffers())})
+        return f"{type(value).__module__}:{type(value).__qualname__} {_text_digest(repr(value) + weights)}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return f"{type(value).__qualname__} {_described(values, name, found)}"
@@ -173,12 +158,6 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
         found |= {f"source {module}": digest for module, digest in sources(kernel).items()}
         return f"{name_of(kernel)} {_described(settings, name, found)}"
     raise ValueError(f"expected {name} as a number, text, tensor, module or function, got {type(value).__name__}")
-
-
-def module_digest(module: nn.Module) -> str:
-    """Return the digest of a network: its class, its structure as it prints itself, its weights and buffers."""
-    weights = files.tensors_digest({**dict(module.named_parameters()), **dict(module.named_buffers())})
-    return f"{type(module).__module__}:{type(module).__qualname__} {_text_digest(repr(module) + weights)}"
 
 
 def _listed(texts: list[str]) -> str:
