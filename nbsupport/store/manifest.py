@@ -10,14 +10,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -59,7 +58,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def _require(manifest: Any) -> None:
-    """Raise ValueError, naming the entry, unless `manifest` is what `create` and `stages.finish` write."""
+    """Raise ValueError, naming the entry, unless `manifest` is what `create` and `finish` write."""
     _entry(manifest, "run.json", {"parameters": dict, "stages": dict})
     for stage, entry in manifest["stages"].items():
         _entry(entry, f"stages.{stage}", _STAGE)
@@ -80,11 +79,8 @@ def _entry(value: Any, where: str, kinds: Mapping[str, type]) -> None:
 
 def _inside(rel: Any) -> bool:
     """Return whether `rel` is a path that stays below the folder that it is joined to, on any system."""
-    if not isinstance(rel, str) or not rel:
-        return False
-    windows = PureWindowsPath(rel)
-    outside = PurePosixPath(rel).is_absolute() or windows.is_absolute() or windows.drive or windows.root
-    return not outside and ".." not in re.split(r"[/\\]", rel)
+    path = PureWindowsPath(rel if isinstance(rel, str) else "")  # whose separators are both / and \
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
 def create(run_dir: Path, settings: presets.Settings, device: str) -> None:
@@ -140,14 +136,12 @@ def command(settings: presets.Settings, run_dir: Path) -> str:
 def commit() -> str | None:
     """Return the commit of the source tree that this package runs from, None where it is not a git checkout."""
     root = Path(__file__).resolve().parents[2]
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+    if not (root / ".git").exists():  # a project that holds a virtual environment has a commit of its own
         return None
-    top, _, head = answer.stdout.strip().partition("\n")
-    return head if Path(top).resolve() == root else None  # not that of a project which holds a virtual environment
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        words = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 # Stages
