@@ -126,11 +126,10 @@ def _hardening(sets: dict[str, dict[str, pd.DataFrame]]) -> Iterator[dict[str, A
 
 def _detection(detectors: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of claim 8."""
-    for row in () if detectors is None else detectors.itertuples():
-        if row.trained_on == row.tested_on:
-            area = Rate(row.auc, row.auc_low, row.auc_high, min(row.n_benign, row.n_adversarial))
-            statement = f"boundary information separates benign images from {row.tested_on}"
-            yield _row(8, row.model, row.tested_on, statement, area, 0.9)
+    for row in [] if detectors is None else detectors.to_dict("records"):
+        if (name := row["tested_on"]) == row["trained_on"]:
+            area = Rate(row["auc"], row["auc_low"], row["auc_high"], min(row["n_benign"], row["n_adversarial"]))
+            yield _row(8, row["model"], name, f"boundary information separates benign images from {name}", area, 0.9)
 
 
 def _both(sets: dict[str, pd.DataFrame], a: str, b: str, *, needed: Sequence[str] = ()) -> pd.DataFrame:

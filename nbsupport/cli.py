@@ -1,17 +1,19 @@
 """The command line: run, status, sweep, bench. It checks and prints; the work is done elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nbsupport import __version__, presets
 
 STOPPED = 130  # as a shell reports an interrupted program
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+scheduler = click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,20 +32,19 @@ def _exit_codes(again: str = "To go on where it stopped, give the same command a
         yield
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. {again}", err=True)
-        raise SystemExit(STOPPED) from None
+        sys.exit(STOPPED)
     except (store.RunInUse, sweep.NoCluster) as error:
         raise click.UsageError(str(error)) from None
     except BrokenPipeError:  # the reader, such as `head`, has seen enough: click ends without a word
         raise
-    except files.DamagedArtifact as error:  # says itself what to do
-        click.echo(str(error), err=True)
-        raise SystemExit(1) from None
-    except (runner.StageFailed, OSError) as error:
+    except (files.DamagedArtifact, runner.StageFailed, OSError) as error:
         lines = [str(error) or type(error).__name__]
         if f"[Errno {errno.ENOSPC}]" in lines[0]:
             lines.append("The disk is full: free some space first.")
-        click.echo("\n".join([*lines, again]).strip(), err=True)
-        raise SystemExit(1) from None
+        if not isinstance(error, files.DamagedArtifact):  # which says itself what to do
+            lines.append(again)
+        click.echo("\n".join(lines).strip(), err=True)
+        sys.exit(1)
 
 
 @contextlib.contextmanager
@@ -61,35 +62,25 @@ def _usage() -> Iterator[None]:
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Run folder [default: runs/DATASET-PRESET]")
 @click.option("-p", "named", type=(str, str), multiple=True, metavar="NAME VALUE", help="Set a parameter by name.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and what would run.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
-def run(
-    dataset: str,
-    preset: str,
-    run_dir: str | None,
-    named: tuple[tuple[str, str], ...],
-    dry_run: bool,
-    scheduler: str | None,
-) -> None:
+@scheduler
+def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None, **chosen: Any) -> None:
     """Run all notebooks on DATASET: digits (the default), mnist, cifar10, folder:PATH or npz:PATH.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
     from nbsupport import runner
-    from nbsupport.runner import job, sweep
+    from nbsupport.runner import sweep
 
     with _exit_codes():
         with _usage():
-            overrides = dict(named)
-            if len(overrides) < len(named):
+            if len(dict(named)) < len(named):
                 raise ValueError("expected every parameter once, got one of them twice after -p")
-            planned = runner.plan(dataset, preset, overrides, run_dir)
+            job = runner.plan(overrides=dict(named), **chosen)
         if dry_run:
-            click.echo(job.describe(planned))
-        elif scheduler is None:
-            runner.run(planned, click.echo)
-        else:
-            with sweep.connect(scheduler) as client:
-                runner.run(planned, click.echo, execute=sweep.submit(client, planned))
+            click.echo(runner.describe(job))
+            return
+        with sweep.connect(scheduler) as client:
+            runner.run(job, click.echo, execute=sweep.submit(client, job))
 
 
 @main.command()
@@ -109,37 +100,32 @@ def status(run_dir: str, tables: bool) -> None:
 
 
 @main.command()
-@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
+@click.argument("grid", type=FILE)
+@scheduler
 def sweep(grid: Path, scheduler: str | None) -> None:
     """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables."""
     from nbsupport.runner import sweep as grids
     from nbsupport.store import manifest
 
+    target = Path("runs", grid.stem).resolve()
     with _exit_codes():
         with _usage():
-            target = Path("runs", grid.stem).resolve()
             if (target / manifest.NAME).exists():
                 raise ValueError(f"the tables of this grid would go to {target}, which holds a run; rename {grid}")
             points = grids.read(grid)
-        with contextlib.nullcontext() if scheduler is None else grids.connect(scheduler) as client:
+        with grids.connect(scheduler) as client:
             points = grids.run(points, click.echo, client=client)
         click.echo("\ncombined tables")
         for path in grids.combine(points, target):
             click.echo(f"  {path}")
-    failed = [point for point in points if point.error]
-    for point in failed:
-        click.echo(f"failed: {point.job.run_dir}", err=True)
-    if failed:
-        raise SystemExit(1)
+    if failed := [f"failed: {point.job.run_dir}" for point in points if point.error]:
+        sys.exit("\n".join(failed))
 
 
 @main.command()
 @click.argument("what", type=click.Choice(["attacks", "boundary", "region", "published", "all"]))
 @click.option("--images", type=click.IntRange(min=1), help="Images measured on; the default depends on WHAT.")
-@click.option(
-    "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A stored model to measure."
-)
+@click.option("--model", type=FILE, help="A stored model to measure.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows here.")
 def bench(what: str, images: int | None, model: Path | None, json_path: Path | None) -> None:
     """Time the kernels on this machine, against plain code and, where it is installed, Foolbox.
@@ -147,16 +133,11 @@ def bench(what: str, images: int | None, model: Path | None, json_path: Path | N
     "published" searches for OPTMARGIN with the steps of its authors: a quarter of an hour, and no part of "all".
     Without a stored model one is trained for some seconds: on MNIST where $NBSUPPORT_DATA has it, else on digits.
     """
-    from nbsupport import files
     from nbsupport import bench as loops
-
-    def keep(results: loops.Results) -> None:
-        if json_path is not None:
-            files.write_text(json_path, results.as_json())
 
     kept = "" if json_path is None else f" Rows are in {json_path} as soon as they are measured."
     with _exit_codes(again=f"The same command begins anew.{kept}"):
         narrator = loops.Narrator(lambda line: click.echo(line, err=True))
         with _usage():
             subject = loops.obtain(loops.most_images(what, images), model, narrator)
-        click.echo(loops.run(what, subject, narrator, images=images, keep=keep).as_text())
+        click.echo(loops.run(what, subject, narrator, images=images, keep=json_path).as_text())

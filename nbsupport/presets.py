@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from nbsupport import checks
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.
-_GROUPS = {"dataset": "01", "model": "02", "precision": "03", "directions": "05", "detector_steps": "06"}
+_GROUPS = {"dataset": "01", "model": "02", "targeted": "03", "directions": "05", "detector_steps": "06"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Settings:
     pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
+    precision: str = "float32"  # of attacks, votes and probes; "mixed": bfloat16 where a result is confirmed in float32
 
     # 03_attacks, method section 4
-    precision: str = "float32"  # "mixed": bfloat16 where a result is confirmed in float32
     targeted: str = "off"  # "random" or "least-likely": the class that every attack is to reach
     brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
     brittle_steps: int = 200  # of ddn
@@ -110,131 +112,6 @@ class Settings:
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
 
-_DIGITS: dict[str, Any] = {}
-_MNIST: dict[str, Any] = {
-    "model": "mnist_cnn",
-    "epochs": 5,
-    "fast_epochs": 5,
-    "pgd_epochs": 2,
-    "validation_n": 1000,
-    "lr": 0.05,
-    "weight_decay": 5e-4,
-    "augment": "none",
-    "eps": 0.3,  # [M]
-    "train_steps": 40,
-    "train_step_size": 0.01,
-    "confidence": 40.0,  # [H]
-    "view_eps": 0.3,  # [H-code]
-    "radius": 0.3,  # [H]
-    "directions": 784,
-    "magnitude_max": 0.49,  # [H-code]
-}
-_CIFAR10: dict[str, Any] = {
-    "model": "resnet20",
-    "epochs": 30,
-    "fast_epochs": 20,
-    "pgd_epochs": 5,
-    "validation_n": 1000,
-    "batch_size": 128,
-    "weight_decay": 5e-4,
-    "augment": "crop-flip",
-    "pgd_augment": "crop-flip",
-    "eps": 8 / 255,  # [M]
-    "train_steps": 7,
-    "train_step_size": 2 / 255,
-    "pgd_step_size": 2 / 255,
-    "confidence": 40.0,
-    "lr_adam": 0.01,
-    "view_eps": 8 / 255,  # [H-code]
-    "authors_lr": 0.01,  # [H-code]
-    "authors_const": 1.0,
-    "distance_scale": 1.0,
-    "radius": 0.02,  # [C]
-    "directions": 1000,  # [H]
-    "negate": False,
-    "magnitude_step": 2 / 255,
-    "magnitude_max": 126 / 255,
-    "detector_shift": 16 / 255,  # [H-code]: (255 d - 16) / 127.5
-    "detector_scale": 0.5,
-}
-
-_OWN_DATA: dict[str, Any] = {"directions": None, "validation_n": 100}  # on top of CIFAR-10's
-_SMOKE: dict[str, Any] = {
-    "n": 12,
-    "region_n": 50,
-    "strong_n": 4,
-    "adam_n": 4,
-    "cost_n": 4,
-    "search_steps": 2,
-    "adam_steps": 50,
-    "boundary_n": 12,
-    "audit_rays": 16,
-    "geometry_n": 4,
-    "geometry_rays": 8,
-    "triple_pairs": 1,
-}
-_SLOW_GEOMETRY: dict[str, Any] = {"audit_rays": 256, "geometry_n": 6, "geometry_rays": 16, "triple_pairs": 6}
-_BY_PRESET: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits", "smoke"): {**_SMOKE, "epochs": 8, "fast_epochs": 6, "pgd_epochs": 2, "detector_steps": 40},
-    ("digits", "standard"): {"adam_steps": 120, "triple_pairs": 6},
-    ("digits", "paper"): {"n": 500, "strong_n": 500, "adam_n": 100, "boundary_n": 500, "detector_steps": 2000},
-    ("mnist", "smoke"): {
-        **_SMOKE,
-        "strong_n": 8,
-        "adam_n": 6,
-        "search_steps": 4,
-        "adam_steps": 100,
-        "train_n": 12000,
-        "epochs": 2,
-        "fast_epochs": 2,
-        "pgd_epochs": 1,
-        "train_steps": 10,
-        "train_step_size": 0.05,
-        "directions": 98,
-        "detector_steps": 100,
-    },
-    ("mnist", "standard"): {"n": 50, "strong_n": 20, "adam_n": 10, "cost_n": 10, "boundary_n": 50, **_SLOW_GEOMETRY},
-    ("mnist", "paper"): {
-        "pgd_schedule": "pgd",
-        "epochs": 20,
-        "pgd_epochs": 80,
-        "n": 10000,
-        "region_n": 10000,
-        "strong_n": 1000,
-        "adam_n": 1000,
-        "cost_n": 100,
-        "boundary_n": 10000,
-        "geometry_n": 100,
-        "detector_steps": 2000,
-        "detector_pairs": 128,
-        "detector_train_share": 0.8,
-    },
-    ("cifar10", "smoke"): {
-        **_SMOKE,
-        "train_n": 4000,
-        "epochs": 2,
-        "fast_epochs": 1,
-        "pgd_epochs": 1,
-        "validation_n": 100,
-        "directions": 100,
-        "detector_steps": 100,
-    },
-    ("cifar10", "standard"): {"n": 20, "strong_n": 10, "adam_n": 5, "cost_n": 5, "boundary_n": 20, **_SLOW_GEOMETRY},
-    ("cifar10", "paper"): {
-        "model": "wrn_34_10",
-        "pgd_schedule": "pgd",
-        "epochs": 200,
-        "pgd_epochs": 200,
-        "n": 200,
-        "strong_n": 200,
-        "adam_n": 200,
-        "boundary_n": 200,
-        "detector_steps": 4000,
-        "detector_pairs": 150,
-        "detector_train_share": 0.5,
-    },
-}
-
 # Which values a run can work with, where that is not simply above 0.
 _CHOICES = {
     "pgd_schedule": ("fast", "pgd"),
@@ -260,10 +137,11 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     own_data = dataset.startswith(("folder:", "npz:"))
     if not own_data:
         checks.choice(dataset, DATASETS, name="data set")
-    family = "cifar10" if own_data else dataset
-    table = {"digits": _DIGITS, "mnist": _MNIST, "cifar10": _CIFAR10}[family]
-    values = {"train_data": dataset, "test_data": dataset, **table, **_BY_PRESET[family, preset]}
-    values |= {**(_OWN_DATA if own_data else {}), **(overrides or {})}
+    tables = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
+    family = tables["cifar10" if own_data else dataset]
+    values: dict[str, Any] = {"train_data": dataset, "test_data": dataset}
+    values |= {name: value for name, value in family.items() if name not in PRESETS}
+    values |= tables.get(preset, {}) | family.get(preset, {}) | (tables["own"] if own_data else {}) | (overrides or {})
     types_of = typing.get_type_hints(Settings)
     known = [name for name in types_of if name not in ("dataset", "preset")]
     for name, value in values.items():
@@ -318,10 +196,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             raise ValueError
         if kind is bool and not isinstance(value, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-        converted = kind(value)
+        fraction = kind is float and isinstance(value, str) and "/" in value
+        converted = float(Fraction(value)) if fraction else kind(value)
         if kind is int and float(value) != converted:
             raise ValueError
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, ArithmeticError):
         raise ValueError(f"expected {name} as {kind.__name__}, got {value!r}") from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise ValueError(f"expected {name} as a finite number, got {value!r}")

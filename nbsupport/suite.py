@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import attacks as kernels
-from nbsupport import boundary, checks, models, region, runtime, train
+from nbsupport import boundary, checks, models, region, runtime
 from nbsupport.attacks import Attack, Stability
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.boundary import Profile, Slice
@@ -29,12 +28,16 @@ _INDICATED = 32  # images of each attack on which signs of failure are looked fo
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Keys = tuple[str, str]  # model and examples
+Networks = Mapping[str, nn.Module]
+Results = Mapping[Keys, Attack]
+Profiles = Mapping[str, Profile]  # of one model, by examples
+Positions = Mapping[str, Tensor]  # in the test set, alike
 
 # Training
 
 
 def training(s: Settings) -> dict[str, dict[str, Any]]:
-    """Return the settings of `train_model` for each of the two models."""
+    """Return the settings of `train.fit_schedule` for each of the two models."""
     fast = s.fast_epochs if s.pgd_schedule == "fast" else 0
     common = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
     common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size}
@@ -49,45 +52,6 @@ def new_model(s: Settings, images: ImageSet) -> nn.Module:
         torch.manual_seed(s.seed)
         model = models.build(s.model, in_shape=images.in_shape, num_classes=images.num_classes)
     return model.to(runtime.best_device())
-
-
-def train_model(
-    model: nn.Module,
-    images: ImageSet,
-    validation: ImageSet,
-    *,
-    schedule: Sequence[str],
-    eps: float,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator | None = None,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Train `model` in place by `train.fit`, one epoch for each entry of `schedule`, and return the history.
-
-    "benign" is an epoch on the images as they are, "single" one on a single step of 1.25 `eps` from a random start,
-    "pgd" one on `steps` steps of PGD within `eps`, under which `pgd_accuracy` is measured too. `settings` are
-    `train.fit`'s.
-    """
-    for kind in schedule:
-        checks.choice(kind, ("benign", "single", "pgd"), name="schedule")
-    pgd = train.linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
-    single = train.linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
-    adversaries = {"benign": None, "single": single, "pgd": pgd}
-    return train.fit(
-        model,
-        images,
-        epochs=len(schedule),
-        adversary=[adversaries[kind] for kind in schedule],
-        evaluation_adversary=pgd,
-        validation=validation,
-        generator=generator,
-        checkpoint=checkpoint,
-        progress=progress,
-        **settings,
-    )
 
 
 def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
@@ -107,22 +71,22 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
 
 def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
     """Return the attacks of method section 4 by the name of their examples: a kernel, and for how many images."""
-    search: dict[str, Any] = {"search_steps": s.search_steps, "steps": s.adam_steps, "precision": s.precision}
+    common: dict[str, Any] = {"precision": s.precision}
+    search = {**common, "search_steps": s.search_steps, "steps": s.adam_steps}
     penalty = {**search, "lr": s.lr_adam, "initial_const": s.initial_const}
     views: dict[str, Any] = {"eps": s.view_eps, "views": s.views}
     authors = {**search, "lr": s.authors_lr, "initial_const": s.authors_const, "distance_scale": s.distance_scale}
     brittle = {
-        "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, precision=s.precision),
+        "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, **common),
         "adam": partial(kernels.carlini_wagner_l2, confidence=0.0, **penalty),
     }
-    ddn = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
     slow, strong = min(s.adam_n, s.n), min(s.strong_n, s.n)
     return {
-        "FGSM": (partial(kernels.fgsm, eps=s.eps), s.n),
+        "FGSM": (partial(kernels.fgsm, eps=s.eps, **common), s.n),
         "PGD": (pgd(s), s.n),
         "OPTBRITTLE": (brittle[s.brittle_solver], s.n),
         "OPTSTRONG": (partial(kernels.carlini_wagner_l2, confidence=s.confidence, **penalty), strong),
-        "OPTMARGIN": (partial(kernels.optmargin, **views, **ddn), s.n),
+        "OPTMARGIN": (partial(kernels.optmargin, **views, solver="ddn", steps=s.ddn_steps, **common), s.n),
         "OPTMARGIN-adam": (partial(kernels.optmargin, **views, solver="adam", **penalty), slow),
         "OPTMARGIN-authors": (partial(kernels.optmargin, **views, variant="authors", **authors), slow),
     }
@@ -130,8 +94,8 @@ def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
 
 def pgd(s: Settings, *, budget: float = 1.0) -> Callable[..., Attack]:
     """Return PGD as the run uses it, with its eps and its steps times `budget`."""
-    options = {"steps": s.pgd_steps, "step_size": budget * s.pgd_step_size, "restarts": s.pgd_restarts}
-    return partial(kernels.pgd_linf, eps=budget * s.eps, **options)
+    options: dict[str, Any] = {"steps": s.pgd_steps, "restarts": s.pgd_restarts, "precision": s.precision}
+    return partial(kernels.pgd_linf, eps=budget * s.eps, step_size=budget * s.pgd_step_size, **options)
 
 
 def about(s: Settings) -> pd.DataFrame:
@@ -156,20 +120,18 @@ def targets(s: Settings, model: nn.Module, images: ImageSet) -> dict[str, Tensor
     if s.targeted == "off":
         return {}
     if s.targeted == "random":
-        generator = runtime.seeded(s.seed, "targets")
-        return {
-            "targets": (images.y + torch.randint(1, images.num_classes, images.y.shape, generator=generator))
-            % images.num_classes
-        }
-    rows = runtime.rows_per_batch(model, images.in_shape, runtime.device_of(model, images.x))
+        generator, classes = runtime.seeded(s.seed, "targets"), images.num_classes
+        further = torch.randint(1, classes, images.y.shape, generator=generator)
+        return {"targets": (images.y + further) % classes}
+    device = runtime.device_of(model, images.x)
+    rows = runtime.rows_per_batch(model, images.in_shape, device)
     with runtime.frozen(model), torch.no_grad():
-        device = runtime.device_of(model, images.x)
         z = torch.cat([model(runtime.laid_out(model, x.to(device))).cpu() for x in images.x.split(rows)])
     z[torch.arange(len(z)), images.y] = torch.inf  # never the true class
     return {"targets": z.argmin(1)}
 
 
-def correct(networks: Mapping[str, nn.Module], images: ImageSet) -> dict[str, Tensor]:
+def correct(networks: Networks, images: ImageSet) -> dict[str, Tensor]:
     """Return for each model which images (N,) bool it classifies correctly."""
     return {which: runtime.predict(model, images.x).cpu() == images.y for which, model in networks.items()}
 
@@ -197,9 +159,7 @@ def shown(results: Mapping[str, Attack], *, count: int | None = None, succeeded:
     return next(mask for mask in conditions if bool(mask.any())).nonzero().squeeze(1)[:count]
 
 
-def warnings(
-    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
-) -> pd.DataFrame:
+def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet) -> pd.DataFrame:
     """Return one row for each sign of failure that an attack shows on its first 32 images.
 
     The signs are those of `attacks.failure_indicators`; PGD is run again with half and twice its budget, steps scaled
@@ -209,20 +169,15 @@ def warnings(
     rows = []
     for (which, name), result in results.items():
         model, part = networks[which], images.first(min(len(result), _INDICATED))
-        budgeted, views = name in ("FGSM", "PGD"), name in OPTMARGINS
-        for sign in kernels.failure_indicators(
-            model,
-            part.x,
-            part.y,
-            result.take(slice(len(part))),
-            eps=float(eps[name]) if budgeted else None,  # else it is the size of a view, or there is none
-            by_eps=_other_budgets(s, model, part) if name == "PGD" else None,
-            views=view_offsets(s, name, images.in_shape) if views else None,
-            clip_views=name != "OPTMARGIN-authors",
-            generator=runtime.seeded(s.seed, "indicators"),
-            **targets(s, model, part),
-        ):
-            rows.append((which, name, sign.name, sign.share, sign.n, sign.message))
+        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators"), **targets(s, model, part)}
+        if name in ("FGSM", "PGD"):
+            options["eps"] = float(eps[name])  # of others it is the size of a view, or there is none
+        if name == "PGD":
+            options["by_eps"] = _other_budgets(s, model, part)
+        if name in OPTMARGINS:
+            options |= {"views": view_offsets(s, name, images.in_shape), "clip_views": name != "OPTMARGIN-authors"}
+        signs = kernels.failure_indicators(model, part.x, part.y, result.take(slice(len(part))), **options)
+        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
     return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
 
 
@@ -235,9 +190,7 @@ def _other_budgets(s: Settings, model: nn.Module, images: ImageSet) -> dict[floa
     return found
 
 
-def flips(
-    s: Settings, networks: Mapping[str, nn.Module], results: Mapping[Keys, Attack], images: ImageSet
-) -> dict[Keys, Stability]:
+def flips(s: Settings, networks: Networks, results: Results, images: ImageSet) -> dict[Keys, Stability]:
     """Return which successes of every attack are undone by scoring them again: see `attacks.stability`."""
     found = {}
     for (which, name), result in results.items():
@@ -267,8 +220,8 @@ def demands(s: Settings, in_shape: tuple[int, ...]) -> list[tuple[str, float, st
         "size of the views": [(s.views, share * s.view_eps, 0.0) for share in (0.5, 1.0, 1.5, 2.0)],
         "confidence": [(s.views, s.view_eps, share * s.confidence) for share in (0.0, 0.05, 0.15, 0.4)],
     }
-    options = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
-    found = []
+    options: dict[str, Any] = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
+    found: list[tuple[str, float, str, Callable[..., Attack]]] = []
     for which, (curve, settings) in enumerate(curves.items()):
         for views, size, confidence in settings:
             name = f"views-{views}_size-{size:.4f}_confidence-{confidence:.4f}"
@@ -293,14 +246,10 @@ def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
     Radii are such that the expected RMS of an offset, before clipping, is that of the run's hypercube.
     """
     cube, plurality = region.SHAPES[0], region.COMBINATIONS[0]
+    radii = {shape: s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)) for shape in region.SHAPES}
     chosen = [(shape, plurality) for shape in region.SHAPES] + [(cube, way) for way in region.COMBINATIONS[1:]]
     return {
-        f"{shape}-{way}": {
-            "shape": shape,
-            "combine": way,
-            "radius": s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)),
-            "samples": s.samples,
-        }
+        f"{shape}-{way}": {"shape": shape, "combine": way, "radius": radii[shape], "samples": s.samples}
         for shape, way in chosen
     }
 
@@ -347,7 +296,7 @@ def directions(s: Settings, in_shape: tuple[int, ...]) -> Tensor:
 
 
 def versions(
-    right: Mapping[str, Tensor], attacked: Mapping[Keys, Attack], images: ImageSet, limit: int
+    right: Mapping[str, Tensor], attacked: Results, images: ImageSet, limit: int
 ) -> dict[Keys, tuple[Tensor, Tensor]]:
     """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
 
@@ -364,7 +313,7 @@ def versions(
     return {key: entry for key, entry in found.items() if len(entry[0])}
 
 
-def typical(profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
+def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
     """Return the row of one image in each of the sets of examples `names`; sets that are absent are left out.
 
     It is a typical image: the middle one in the order of the median ray of the first set. Where no image was probed in
@@ -408,10 +357,8 @@ def training_part(s: Settings) -> Tensor:
     return part
 
 
-def trials(
-    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor]
-) -> dict[str, tuple[Profile, Profile]]:
-    """Return what the detectors of one model are trained on: profiles of benign images and of their adversarial versions.
+def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile]]:
+    """Return what the detectors of one model are trained on: profiles of benign and of adversarial versions of images.
 
     One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
     attack with fewer than two such pairs, or fewer than two images to be tested on, is left out.
@@ -431,10 +378,8 @@ def trials(
     return pairs
 
 
-def held_out(
-    s: Settings, profiles: Mapping[str, Profile], positions: Mapping[str, Tensor], names: Iterable[str]
-) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen: benign ones, those of each attack in `names` but `all`, and `all`."""
+def held_out(s: Settings, profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, Profile]:
+    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, of `all` of them."""
     part, names = training_part(s), [name for name in names if name != "all"]
     if not names:
         return {}

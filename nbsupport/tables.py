@@ -7,7 +7,7 @@ beyond the last magnitude. Lengths are stated in the data set's own units: [0, 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Keys, by_model, ray_medians
+from nbsupport.suite import BENIGN, Keys, Results, by_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -38,23 +38,24 @@ IMAGES = (
     *("detector_part", "detector_score"),
 )
 _KINDS = {"Int64": ("index", "y", "point", "vote", "votes_for_true"), "boolean": ("correct", "success", "abstain")}
+_PIXELS = ("lowest_pixel", "mean_pixel", "highest_pixel")
+DATASETS = ("part", "source", "images", "shape", "classes", "fewest_in_a_class", "most_in_a_class", *_PIXELS)
+TRAINING = ("model", "n", *_with_interval("benign_accuracy", "pgd_accuracy"), "eps", "steps", "schedule")
 ATTACKS = (
     *("model", "attack", "solver", "variant", "eps_or_confidence", "n", "n_misclassified"),
     *_with_interval("success_rate"),
     *("mean_rms", "median_rms", "forwards_per_image", "backwards_per_image", "seconds"),
 )
-REGION = (
-    *("model", "examples", "n", "point_accuracy", "region_accuracy", "region_low", "region_high"),
-    *("radius", "samples"),
-)
+NEAREST = ("model", "attack", "n", "success_rate", "nearest_share", "mean_rms", "mean_excess")
+_REGION = ("region_accuracy", "region_low", "region_high")
+EVASION = ("curve", "demand", "n", "success_rate", "mean_rms", *_REGION)
+REGION = ("model", "examples", "n", "point_accuracy", *_REGION, "radius", "samples")
 BOUNDARY = ("model", "examples", "n", "median_distance", "reached_share", "purity_1", "purity_2", "purity_3")
-DETECTOR = (
-    *("model", "trained_on", "tested_on", "n_benign", "n_adversarial"),
-    *_with_interval("false_positive_rate", "false_negative_rate", "auc"),
-)
+_ERRORS = _with_interval("false_positive_rate", "false_negative_rate", "auc")
+DETECTOR = ("model", "trained_on", "tested_on", "n_benign", "n_adversarial", *_ERRORS)
 STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
 GEOMETRY = (
-    *("model", "examples", "n", "triple_cells", "triple_cells_low", "triple_cells_high", "triple_share"),
+    *("model", "examples", "n", *_with_interval("triple_cells"), "triple_share"),
     *("crossings", "reentry_share", "reentry_low", "reentry_high", "mean_angle"),
 )
 AUDIT = ("model", "examples", "rays", "differing", "low", "high")
@@ -63,9 +64,7 @@ AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 # One row an image
 
 
-def attacked(
-    results: Mapping[Keys, Attack], benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float
-) -> pd.DataFrame:
+def attacked(results: Results, benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float) -> pd.DataFrame:
     """Return what the attacks did to each image: the key, y, correct, success, rms.
 
     `benign` are, for each model, which of the first images (N,) bool it classifies correctly: its rows of examples
@@ -100,7 +99,7 @@ def probed(
     num_classes: int,
     pixel_max: float,
 ) -> pd.DataFrame:
-    """Return the rays of each image in numbers: the key, median_distance, reached_share, share_below_region_line, purity.
+    """Return the rays of each image in numbers, from `median_distance` to `purity_3` in `IMAGES`.
 
     The line is the expected RMS of a point of the vote before clipping, radius / sqrt(3).
     """
@@ -114,13 +113,13 @@ def probed(
         purities = purity(profile, num_classes=num_classes, top=3)
         columns |= {f"purity_{j + 1}": purities[:, j] for j in range(purities.shape[1])}
         parts.append(_rows(model, name, positions[model, name], **columns))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
 
 
 def scored(
     detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Mapping[Keys, Tensor], part: Tensor
 ) -> pd.DataFrame:
-    """Return each image's score by the detector of its attack (benign: by that of `all`): the key, detector_part and _score.
+    """Return each image's score by the detector of its attack (benign: by that of `all`), and which part it was in.
 
     `part` (n,) bool: the images that detectors were trained on; "test" in the column `detector_part` are the others.
     """
@@ -131,7 +130,7 @@ def scored(
             seen = np.where(part[positions[model, name]].numpy(), "training", "test")
             rows = _rows(model, name, positions[model, name], detector_score=judge.score(profile))
             parts.append(rows.assign(detector_part=seen))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
 
 
 def _rows(model: str, examples: str, index: Tensor, **columns: Any) -> pd.DataFrame:
@@ -140,7 +139,7 @@ def _rows(model: str, examples: str, index: Tensor, **columns: Any) -> pd.DataFr
 
 
 def images(first: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
-    """Return images.csv, columns `IMAGES`: the rows of `first`, which `attacked` returned, with the columns of `others`.
+    """Return images.csv, columns `IMAGES`: the rows of `first`, which is from `attacked`, with the columns of `others`.
 
     Raises ValueError where a frame names an image of a set twice.
     """
@@ -168,20 +167,10 @@ def datasets(train: ImageSet, test: ImageSet) -> pd.DataFrame:
     rows = []
     for part, held in (("training", train), ("test", test)):
         counts = held.y.bincount(minlength=held.num_classes)
-        sizes = {"classes": held.num_classes, "fewest_in_a_class": int(counts.min())}
-        pixels = {"lowest": held.x.min(), "mean": held.x.mean(), "highest": held.x.max()}
-        rows.append(
-            {
-                "part": part,
-                "source": held.name,
-                "images": len(held),
-                "shape": "x".join(map(str, held.in_shape)),
-                **sizes,
-                "most_in_a_class": int(counts.max()),
-                **{f"{name}_pixel": held.pixel_max * float(value) for name, value in pixels.items()},
-            }
-        )
-    return pd.DataFrame(rows)
+        size = (len(held), "x".join(map(str, held.in_shape)), held.num_classes, int(counts.min()), int(counts.max()))
+        pixels = (held.pixel_max * float(value) for value in (held.x.min(), held.x.mean(), held.x.max()))
+        rows.append((part, held.name, *size, *pixels))
+    return pd.DataFrame(rows, columns=[*DATASETS])
 
 
 def accuracy(
@@ -194,53 +183,34 @@ def accuracy(
     """
     rows = []
     for model, result in results.items():
-        robust = result.correct & ~result.success
-        rates = {"benign_accuracy": result.correct, "pgd_accuracy": robust}
-        cells = [_cells(name, wilson(int(right.sum()), len(right))) for name, right in rates.items()]
-        said = {"eps": pixel_max * eps, "steps": steps, "schedule": schedules[model]}
-        rows.append({"model": model, "n": len(result), **cells[0], **cells[1], **said})
-    return pd.DataFrame(rows)
+        rates = share(result.correct), share(result.correct & ~result.success)
+        said = (pixel_max * eps, steps, schedules[model])
+        rows.append((model, len(result), *_cells(rates[0]), *_cells(rates[1]), *said))
+    return pd.DataFrame(rows, columns=[*TRAINING])
 
 
 def attacks(
-    images: pd.DataFrame,
-    results: Mapping[Keys, Attack],
-    about: pd.DataFrame,
-    seconds: Mapping[Keys, float],
-    *,
-    pixel_max: float,
+    images: pd.DataFrame, results: Results, about: pd.DataFrame, seconds: Mapping[Keys, float], *, pixel_max: float
 ) -> pd.DataFrame:
     """Return one row an attack, columns `ATTACKS`; passes are from `results`, settings from `about` (`suite.about`).
 
     `n` counts the attacked, that is correctly classified, images; rates and passes are over them, `mean_rms` and
     `median_rms` over the successful ones.
     """
-    known, rows = about.set_index("attack"), []
+    known, rows = about.set_index("attack").to_dict("index"), []
     for (model, name), part in _sets(images):
         if name == BENIGN:
             continue
-        result, settings = results[model, name], known.loc[name]
-        right = part[part.correct]
+        result, settings, right = results[model, name], known[name], part[part.correct]
         rms = right.rms[right.success].to_numpy(float)
-        budget = settings.confidence if math.isnan(settings.eps) else pixel_max * settings.eps
-        passes = {f"{way}_per_image": _mean(getattr(result, way)[result.correct]) for way in ("forwards", "backwards")}
-        rows.append(
-            {
-                "model": model,
-                "attack": name,
-                "solver": settings.solver,
-                "variant": settings.variant,
-                "eps_or_confidence": budget,
-                "n": len(right),
-                "n_misclassified": len(part) - len(right),
-                **_cells("success_rate", wilson(int(right.success.sum()), len(right))),
-                "mean_rms": _mean(rms),
-                "median_rms": float(np.median(rms)) if rms.size else math.nan,
-                **passes,
-                "seconds": seconds[model, name],
-            }
-        )
-    return pd.DataFrame(rows, columns=list(ATTACKS))
+        budget = settings["confidence"] if math.isnan(settings["eps"]) else pixel_max * settings["eps"]
+        counts = (len(right), len(part) - len(right))
+        success = _cells(wilson(int(right.success.sum()), len(right)))
+        passes = (_mean(spent[result.correct]) for spent in (result.forwards, result.backwards))
+        lengths = (_mean(rms), float(np.median(rms)) if rms.size else math.nan)
+        said = (settings["solver"], settings["variant"], budget)
+        rows.append((model, name, *said, *counts, *success, *lengths, *passes, seconds[model, name]))
+    return pd.DataFrame(rows, columns=[*ATTACKS])
 
 
 def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: float) -> pd.DataFrame:
@@ -253,20 +223,9 @@ def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: floa
     for (model, name), part in _sets(images[images.vote.notna()]):
         counted = part if name == BENIGN else part[part.correct]
         rate = wilson(int((counted.vote == counted.y).sum()), len(counted))
-        rows.append(
-            {
-                "model": model,
-                "examples": name,
-                "n": rate.n,
-                "point_accuracy": _mean(counted.point == counted.y),
-                "region_accuracy": rate.value,
-                "region_low": rate.low,
-                "region_high": rate.high,
-                "radius": pixel_max * radius,
-                "samples": samples,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(REGION))
+        point = _mean(counted.point == counted.y)
+        rows.append((model, name, rate.n, point, *_cells(rate), pixel_max * radius, samples))
+    return pd.DataFrame(rows, columns=[*REGION])
 
 
 def other_regions(
@@ -282,15 +241,13 @@ def other_regions(
     `labels` (N,) by variant and examples are compared with `y` (N,) on the images `counted` (N,) bool, with Wilson's
     95 % interval.
     """
-    rows = []
+    rows, names = [], list(dict.fromkeys(examples for _, examples in labels))
     for variant, settings in variants.items():
-        row = {"shape": settings["shape"], "combine": settings["combine"], "radius": pixel_max * settings["radius"]}
-        row["n"] = int(counted.sum())
-        for name in dict.fromkeys(examples for _, examples in labels):
-            right = (labels[variant, name] == y) & counted
-            row |= _cells(f"{name}_accuracy", wilson(int(right.sum()), row["n"]))
-        rows.append(row)
-    return pd.DataFrame(rows)
+        rates = [_cells(share((labels[variant, name] == y)[counted])) for name in names]
+        said = (settings["shape"], settings["combine"], pixel_max * settings["radius"], int(counted.sum()))
+        rows.append((*said, *(value for cells in rates for value in cells)))
+    ends = _with_interval(*(f"{name}_accuracy" for name in names))
+    return pd.DataFrame(rows, columns=["shape", "combine", "radius", "n", *ends])
 
 
 def boundary(images: pd.DataFrame, profiles: Mapping[Keys, Profile], *, pixel_max: float) -> pd.DataFrame:
@@ -301,20 +258,12 @@ def boundary(images: pd.DataFrame, profiles: Mapping[Keys, Profile], *, pixel_ma
     """
     of_set, rows = dict(_sets(images)), []
     for (model, name), profile in profiles.items():
-        median = float(np.median(profile.distance.cpu().numpy()))
+        median = pixel_max * float(np.median(profile.distance.cpu().numpy()))
         measured = of_set[model, name].dropna(subset="reached_share")
-        purities = {column: _mean(measured[column]) for column in ("purity_1", "purity_2", "purity_3")}
-        rows.append(
-            {
-                "model": model,
-                "examples": name,
-                "n": len(profile),
-                "median_distance": pixel_max * median if math.isfinite(median) else math.nan,
-                "reached_share": _mean(profile.reached),
-                **purities,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(BOUNDARY))
+        purities = (_mean(measured[column]) for column in ("purity_1", "purity_2", "purity_3"))
+        shown = median if math.isfinite(median) else math.nan
+        rows.append((model, name, len(profile), shown, _mean(profile.reached), *purities))
+    return pd.DataFrame(rows, columns=[*BOUNDARY])
 
 
 def detector(detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[str, Profile]]) -> pd.DataFrame:
@@ -324,37 +273,26 @@ def detector(detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[st
     """
     rows = []
     for (model, trained_on), judge in detectors.items():
+        benign = unseen[model][BENIGN]
         for tested_on, adversarial in unseen[model].items():
-            if tested_on == BENIGN:
-                continue
-            rates = judge.rates(unseen[model][BENIGN], adversarial)
-            false = {"false_positive_rate": rates.false_positive_rate, "false_negative_rate": rates.false_negative_rate}
-            rows.append(
-                {
-                    "model": model,
-                    "trained_on": trained_on,
-                    "tested_on": tested_on,
-                    "n_benign": rates.false_positive_rate.n,
-                    "n_adversarial": rates.false_negative_rate.n,
-                    **_cells("false_positive_rate", false["false_positive_rate"]),
-                    **_cells("false_negative_rate", false["false_negative_rate"]),
-                    **_cells("auc", rates.auc),
-                }
-            )
-    return pd.DataFrame(rows, columns=list(DETECTOR))
+            if tested_on != BENIGN:
+                rates = judge.rates(benign, adversarial)
+                three = (rates.false_positive_rate, rates.false_negative_rate, rates.auc)
+                cells = (value for rate in three for value in _cells(rate))
+                rows.append((model, trained_on, tested_on, len(benign), len(adversarial), *cells))
+    return pd.DataFrame(rows, columns=[*DETECTOR])
 
 
 def stability(flips: Mapping[Keys, Stability]) -> pd.DataFrame:
     """Return one row an attack, columns `STABILITY`: the shares of its `n` successful examples that were undone."""
-    fields = dict(zip(STABILITY[3:], ("alone", "batch", "float64", "eight_bit"), strict=True))
-    rows = [
-        {"model": model, "examples": name, "n": len(found), **{c: _mean(getattr(found, f)) for c, f in fields.items()}}
-        for (model, name), found in flips.items()
-    ]
-    return pd.DataFrame(rows, columns=list(STABILITY))
+    rows = []
+    for (model, name), found in flips.items():
+        shares = map(_mean, (found.alone, found.batch, found.float64, found.eight_bit))
+        rows.append((model, name, len(found), *shares))
+    return pd.DataFrame(rows, columns=[*STABILITY])
 
 
-def nearest(results: Mapping[Keys, Attack], *, pixel_max: float) -> pd.DataFrame:
+def nearest(results: Results, *, pixel_max: float) -> pd.DataFrame:
     """Return nearest.csv: every attack against the least distortion that any attack needed, one row each.
 
     The rows are about the first images, which every attack was given, of these about the n that were attacked.
@@ -369,19 +307,11 @@ def nearest(results: Mapping[Keys, Attack], *, pixel_max: float) -> pd.DataFrame
         best = best_of(list(firsts.values()))
         for name, attack in {**firsts, "best of all": best}.items():
             own, nearer = attack.success, attack.success & (attack.rms == best.rms)
-            mean = _mean(attack.rms[own])
-            rows.append(
-                {
-                    "model": model,
-                    "attack": name,
-                    "n": int(best.correct.sum()),
-                    "success_rate": _mean(own[best.correct]),
-                    "nearest_share": _mean(nearer[best.correct]),
-                    "mean_rms": pixel_max * mean,
-                    "mean_excess": mean / _mean(best.rms[own]) - 1 if own.any() else math.nan,
-                }
-            )
-    return pd.DataFrame(rows)
+            mean, n = _mean(attack.rms[own]), int(best.correct.sum())
+            excess = mean / _mean(best.rms[own]) - 1 if own.any() else math.nan
+            shares = (_mean(own[best.correct]), _mean(nearer[best.correct]))
+            rows.append((model, name, n, *shares, pixel_max * mean, excess))
+    return pd.DataFrame(rows, columns=[*NEAREST])
 
 
 def evasion(
@@ -400,21 +330,10 @@ def evasion(
             demand = f"{demand} ({known.solver[demand]}, {known.variant[demand]})"
         elif curve == "size of the views":
             demand = pixel_max * float(demand)
-        n = int(attack.correct.sum())
-        rate = wilson(int((kept & attack.correct).sum()), n)
-        frame.append(
-            {
-                "curve": curve,
-                "demand": demand,
-                "n": n,
-                "success_rate": float(attack.success.sum()) / n if n else math.nan,
-                "mean_rms": pixel_max * _mean(attack.rms[attack.success]),
-                "region_accuracy": rate.value,
-                "region_low": rate.low,
-                "region_high": rate.high,
-            }
-        )
-    return pd.DataFrame(frame)
+        right, rms = attack.correct, attack.rms[attack.success]
+        success = _mean(attack.success[right])
+        frame.append((curve, demand, int(right.sum()), success, pixel_max * _mean(rms), *_cells(share(kept[right]))))
+    return pd.DataFrame(frame, columns=[*EVASION])
 
 
 def geometry(found: Mapping[Keys, Geometry]) -> pd.DataFrame:
@@ -427,13 +346,12 @@ def geometry(found: Mapping[Keys, Geometry]) -> pd.DataFrame:
     """
     rows = []
     for (model, name), one in found.items():
-        of_image = one.triple.double().mean(1)
+        of_image, crossings = one.triple.double().mean(1), int(one.reached.sum())
         cells = intervals.mean(of_image.numpy(), bounds=(0, math.inf))
-        crossings = int(one.reached.sum())
-        again = wilson(int(one.returned.sum()), crossings)
-        values = (model, name, cells.n, cells.value, max(cells.low, 0.0), cells.high, _mean(of_image > 0))
-        rows.append((*values, crossings, again.value, again.low, again.high, float(one.angle.nanmean())))
-    return pd.DataFrame(rows, columns=list(GEOMETRY))
+        triple = (cells.value, max(cells.low, 0.0), cells.high, _mean(of_image > 0))
+        again = _cells(wilson(int(one.returned.sum()), crossings))
+        rows.append((model, name, cells.n, *triple, crossings, *again, float(one.angle.nanmean())))
+    return pd.DataFrame(rows, columns=[*GEOMETRY])
 
 
 def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
@@ -442,11 +360,8 @@ def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
     `differing` is the share of the audited rays of which the profile states another distance or another class, with
     Wilson's 95 % interval.
     """
-    rows = []
-    for (model, name), one in found.items():
-        rate = wilson(int(one.differs.sum()), len(one.differs))
-        rows.append((model, name, rate.n, rate.value, rate.low, rate.high))
-    return pd.DataFrame(rows, columns=list(AUDIT))
+    rows = [(model, name, len(one), *_cells(share(one.differs))) for (model, name), one in found.items()]
+    return pd.DataFrame(rows, columns=[*AUDIT])
 
 
 def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:
@@ -454,8 +369,8 @@ def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:
     return [((str(key[0]), str(key[1])), part) for key, part in images.groupby(KEY[:2], sort=False)]
 
 
-def _cells(name: str, rate: Rate) -> dict[str, float]:
-    return dict(zip(_with_interval(name), (rate.value, rate.low, rate.high), strict=True))
+def _cells(rate: Rate) -> tuple[float, float, float]:
+    return rate.value, rate.low, rate.high
 
 
 def _mean(values: Tensor | pd.Series[Any] | NDArray[Any]) -> float:
@@ -495,8 +410,8 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
     columns
         The columns to show, in this order; empty: all.
     """
-    hidden = {end for pair in _interval_columns(frame).values() for end in pair}
-    text = {name: _texts(frame, name) for name in columns or [name for name in frame if name not in hidden]}
+    ends = {end for pair in _interval_columns(frame).values() for end in pair}
+    text = {name: _texts(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
     shown = pd.DataFrame(text, columns=list(text))
     if by is not None:
         keys = [name for name in text if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
@@ -508,35 +423,23 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
 
 
 def _texts(frame: pd.DataFrame, name: str) -> list[str]:
-    """Return the cells of a column, with the interval that stands in the next two."""
+    """Return the cells of a column, each with its interval."""
     percent = name.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
-    columns = [frame[each] for each in (name, *_interval_columns(frame).get(name, ()))]
-    return [_cell(_percent if percent else _number, *values) for values in zip(*columns, strict=True)]
+    ends = _interval_columns(frame).get(name, ())
+
+    def number(value: Any) -> str:
+        return f"{100 * value:.0f}" if percent else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    def text(value: Any, *interval: Any) -> str:
+        bounds = f" [{', '.join(map(number, interval))}]" if ends and not pd.isna(interval[0]) else ""
+        return "" if pd.isna(value) else number(value) + " %" * percent + bounds
+
+    return [text(*values) for values in zip(*(frame[each] for each in (name, *ends)), strict=True)]
 
 
 def _interval_columns(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Return which columns are the ends of the interval of which other column."""
-    ends: dict[str, tuple[str, str]] = {}
-    names = list(frame)
-    for low in [name for name in names if name == "low" or name.endswith("_low")]:
-        value, high = names[names.index(low) - 1], low.removesuffix("low") + "high"
-        if high in names:
-            ends[value] = low, high
-    return ends
-
-
-def _cell(text: Callable[[Any], str], value: Any, low: Any = None, high: Any = None) -> str:
-    if value is None or pd.isna(value):
-        return ""
-    if low is None or pd.isna(low):
-        return text(value) if text is _number else f"{text(value)} %"
-    unit = " %" if text is _percent else ""
-    return f"{text(value)}{unit} [{text(low)}, {text(high)}]"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Return which columns are the ends of the interval of which other column, which stands before them."""
+    names = [str(name) for name in frame]
+    lows = [name for name in names if name == "low" or name.endswith("_low")]
+    ends = {names[names.index(low) - 1]: (low, low.removesuffix("low") + "high") for low in lows}
+    return {value: pair for value, pair in ends.items() if pair[1] in names}

@@ -160,6 +160,33 @@ def fit(
     return pd.DataFrame(training.rows)
 
 
+def fit_schedule(
+    model: nn.Module,
+    images: ImageSet,
+    validation: ImageSet,
+    *,
+    schedule: Sequence[str],
+    eps: float,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Train `model` in place by `fit`, one epoch for each entry of `schedule`, and return the history.
+
+    "benign" is an epoch on the images as they are, "single" one on a single step of 1.25 `eps` from a random start,
+    "pgd" one on `steps` steps of PGD within `eps`, under which `pgd_accuracy` is measured too. `settings` are
+    `fit`'s.
+    """
+    for kind in schedule:
+        checks.choice(kind, ("benign", "single", "pgd"), name="schedule")
+    pgd = linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
+    single = linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
+    adversaries = {"benign": None, "single": single, "pgd": pgd}
+    settings |= {"validation": validation, "evaluation_adversary": pgd, "generator": generator}
+    return fit(model, images, epochs=len(schedule), adversary=[adversaries[kind] for kind in schedule], **settings)
+
+
 def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:
     """Return the share of `images` that `model` classifies correctly, after `adversary` where one is given."""
     device = device_of(model, images.x)

@@ -1,13 +1,10 @@
-"""A small kernel, a fit and a model of known results for the tests of what a run keeps."""
+"""A small kernel and a model of known results for the tests of what a run keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -74,24 +71,3 @@ def total_of(record: Sums, *, plus: float, generator: torch.Generator | None = N
     """Return the sum of all rows: one piece."""
     Calls.made.append(-1)
     return Other(record.total.sum()[None] + plus + torch.rand(1, generator=generator))
-
-
-def fit(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    steps: int,
-    generator: torch.Generator | None = None,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Add the mean of `x` to the weight `steps` times; the checkpoint holds the steps done."""
-    assert checkpoint is not None
-    done = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    Calls.made.append(steps - done)
-    parameter = next(model.parameters())
-    with torch.no_grad():
-        parameter += steps * float(x.mean())
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(str(steps))
-    return pd.DataFrame({"epoch": range(steps), "loss": [0.1 + 0.2] * steps, "pgd_accuracy": [float("nan")] * steps})

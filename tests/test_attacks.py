@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from nbsupport import attacks
-from nbsupport.attacks import engine
-from nbsupport.attacks import draw_views
+from nbsupport.attacks import draw_views, engine
 from nbsupport.bench import published
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbsupport import attacks, bench, boundary, models, presets, region, runtime
-from nbsupport.bench import Narrator, Results, Subject, cases, machine, peers, published, subject, timing
-from nbsupport.bench.timing import Case, Measured
+from nbsupport import attacks, bench, boundary, files, models, presets, region, runtime
+from nbsupport.bench import Narrator, Results, Subject, cases, measure, published, subject
+from nbsupport.bench.measure import Case, Measured
 
 
 def half_space(dim: int = 64) -> models.HalfSpace:
@@ -34,7 +34,7 @@ def of_half_space(n: int = 6) -> Subject:
 
 def measured(s: Subject, call: Callable[[Subject], object]) -> Measured:
     """What `call(s)` returns, and the passes that are counted meanwhile."""
-    return timing.measure(Case("test", lambda s, steps: call(s), 1, 1, lambda s, run, first: {}), s)
+    return measure.measure(Case("test", lambda s, steps: call(s), 1, 1), s)
 
 
 @pytest.fixture
@@ -124,19 +124,18 @@ def test_images_that_pass_are_counted_forward_and_backward() -> None:
         torch.autograd.grad(s.model(x)[:, 1].sum(), x)
         return logits
 
-    run = timing.measure(Case("test", call, 1, 1, lambda s, run, first: {}), s, heard.append)
+    run = measure.measure(Case("test", call, 1, 1), s, heard.append)
     assert torch.equal(run.result, s.model(s.x))
     assert (run.forwards, run.backwards) == (7, 2)
     assert run.passes_per_s == 9 / run.seconds
     assert heard == [5, 7]  # and no more when the measurement is over
 
 
-def test_the_share_of_the_matrix_rate_counts_every_pass() -> None:
+def test_the_share_of_the_matrix_rate_counts_every_pass(narrator: Narrator) -> None:
     s = dataclasses.replace(of_half_space(), flops=27.8e6)
-    case = timing.batch(s, "float32", backward=True)
-    row = case.row(s, Measured(6, 2.0, forwards=6, backwards=6, peak=0), Measured(6, 2.0, 6, 6, 0), 27.8e6)
-    assert row["matrix_share"] == 6
-    assert row["passes_per_s"] == 6
+    row = next(cases.rows("attacks", s, 1e9, narrator, seconds=0.001))
+    assert (row["bench"], row["what"], row["images"]) == ("engine", "forward and backward, float32", 512)
+    assert row["matrix_share"] == pytest.approx(27.8e6 * row["passes_per_s"] / 1e9)
 
 
 @pytest.mark.parametrize("index", range(11))
@@ -144,10 +143,10 @@ def test_passes_counted_here_are_those_that_the_attack_states(
     index: int, digits_model: Path, narrator: Narrator
 ) -> None:
     s = bench.obtain(3, digits_model, narrator)
-    listed = cases.own_attacks(s) + cases.published_attacks(s, narrator)
+    listed = cases.all_attacks(s, narrator)[:8] + cases.published_attacks(s, narrator)
     assert len(listed) == 11
     case = dataclasses.replace(listed[index], steps=6)
-    run = timing.measure(case, s)
+    run = measure.measure(case, s)
     assert isinstance(run.result, attacks.Attack)
     assert run.forwards == int(run.result.forwards.sum())
     assert run.backwards == int(run.result.backwards.sum())
@@ -157,7 +156,8 @@ def test_passes_counted_here_are_those_that_the_attack_states(
 
 def test_pgd_passes(narrator: Narrator) -> None:
     s = of_half_space()
-    [row] = timing.rows(cases.own_attacks(s)[:1], s, 1e9, narrator, {"float32": Measured(0, 1.0, 1, 1, 0)})
+    run = measure.measure(cases.all_attacks(s, narrator)[0], s)
+    row = cases.attacked(s, run, run)
     assert (row["forwards_per_image"], row["backwards_per_image"]) == (43, 40)  # before, 40 and the last, after
     assert row["success"] == 1.0
     assert row["mean_rms"] == pytest.approx(0.15, abs=0.01)  # at a corner of the ball: every pixel moves by eps
@@ -165,11 +165,11 @@ def test_pgd_passes(narrator: Narrator) -> None:
 
 def test_the_model_alone_passes_full_batches() -> None:
     s = of_half_space()
-    run = timing.measure(timing.batch(s, "float32", backward=True), s, seconds=0.001)
+    run = measure.measure(measure.batch(s, "float32", backward=True), s, seconds=0.001)
     assert run.result == 512  # what the rule of thumb says of 64 pixels
     assert run.forwards == run.backwards
     assert run.forwards % 512 == 0
-    run = timing.measure(timing.batch(s, "mixed", backward=False, rows=6), s)
+    run = measure.measure(measure.batch(s, "mixed", backward=False, rows=6), s)
     assert (run.result, run.forwards, run.backwards) == (6, 6, 0)
 
 
@@ -268,7 +268,7 @@ def foolbox() -> ModuleType:
 
 def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    assert peers.foolbox(cases.attacked, narrator) == []
+    assert cases.foolbox(narrator) == []
     [line] = told
     assert "Foolbox cannot be imported, so its rows are left out" in line
     assert "pip install -e '.[peers]'" in line
@@ -278,15 +278,15 @@ def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narra
 def test_foolbox_finds_what_is_there(narrator: Narrator, told: list[str], foolbox: ModuleType) -> None:
     s = of_half_space(4)
     exact = s.model.distance(s.x)
-    found = peers.foolbox(cases.attacked, narrator)
+    found = cases.foolbox(narrator)
     names = ["C&W 4 x 200", "C&W 4 x 200, tuned", "DDN 200", "FMN 200"]
     assert [case.what for case in found] == [f"Foolbox {name}" for name in names]
     assert [case.plain for case in found] == [True, False, True, True]
-    never_shortens = foolbox.__version__ in peers.UNPROJECTED
+    never_shortens = foolbox.__version__ in cases.UNPROJECTED
     assert len(narrator.notes) == 1 + never_shortens  # what a row must be read with
     assert told == [f"  {note}" for note in narrator.notes]
     for case in found:
-        run = timing.measure(dataclasses.replace(case, steps=60), s)
+        run = measure.measure(dataclasses.replace(case, steps=60), s)
         _, success, rms = cases.judged(s, run.result)
         assert success.all(), case.what
         assert bool((8 * rms >= 0.999 * exact).all())
@@ -303,7 +303,7 @@ def test_a_black_image_of_a_peer_is_no_success(foolbox: ModuleType) -> None:
         """As Foolbox's Carlini & Wagner says it."""
         return lambda model, x, criterion, epsilons: (0 * x, 0 * x, torch.ones(len(x), dtype=torch.bool))
 
-    x_adv = peers.wrapped(foolbox, found_nothing)(s, 1)
+    x_adv = cases.wrapped(foolbox, found_nothing)(s, 1)
     assert torch.equal(x_adv, s.x)
     assert not cases.judged(s, x_adv)[1].any()
 
@@ -312,7 +312,7 @@ def test_a_plain_model_is_a_copy_as_its_user_has_it() -> None:
     model = models.build("mnist_cnn", in_shape=(1, 28, 28), num_classes=10).train().requires_grad_(False)
     before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
     x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    plain = timing.plain(model)
+    plain = measure.plain(model)
     assert model.training
     assert not plain.training
     assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in plain.parameters())
@@ -331,17 +331,16 @@ def test_the_rows_of_a_benchmark(
     what: str, monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    monkeypatch.setattr(machine, "SIZE", 64)
-    monkeypatch.setattr(machine, "memory_growth", lambda model, x, y, counts: [1_000_000 for _ in counts])
+    monkeypatch.setattr(measure, "SIZE", 64)
+    monkeypatch.setattr(measure, "memory_growth", lambda model, x, y, counts: [1_000_000 for _ in counts])
 
     def short(what: str, call: Callable[..., object], steps: int, *rest: object, **more: object) -> Case:
         return Case(what, call, steps if steps <= 20 else 2, *rest, **more)  # grid and points are 20, an attack is cut
 
     monkeypatch.setattr(cases, "Case", short)
     kept: list[int] = []
-    found = bench.run(
-        what, of_half_space(), narrator, images=4, keep=lambda so_far: kept.append(len(so_far.rows)), seconds=0.001
-    )
+    monkeypatch.setattr(files, "write_text", lambda path, text: kept.append(len(json.loads(text)["rows"])))
+    found = bench.run(what, of_half_space(), narrator, images=4, keep=Path("rows.json"), seconds=0.001)
     assert kept == list(range(1, len(found.rows) + 1))
     tables = {row["bench"] for row in found.rows}
     parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary"}, "region": {"region"}}
@@ -361,11 +360,11 @@ def test_the_rows_of_a_benchmark(
     text = found.as_text().splitlines()
     assert max(map(len, text)) <= 120 or text[0].startswith("half-space")
     assert all(row["what"] in found.as_text() for row in found.rows)
-    assert all(table.split()[-1] in ("matrix_share", "inputs_and_results_mb") for table in _heads(text))
+    assert " ".join(_heads(text)).split().count("matrix") == len(tables - {"memory"})  # no column was left out
 
 
 def _heads(text: list[str]) -> list[str]:
-    """The lines of column names: no column was left out for want of width."""
+    """The lines of column names, of which a wide table has two."""
     return [line for line in text if line.split()[:2] == ["what", "images"]]
 
 
@@ -383,13 +382,14 @@ def test_searches_are_compared_with_the_scan(narrator: Narrator) -> None:
 
 def test_rays_that_differ_are_counted() -> None:
     distance, adjacent = torch.tensor([[0.1, 0.2, torch.inf]]), torch.tensor([[1, 2, -1]])
-    first = Measured((distance, adjacent), 2.0, 3, 0, 0)
+    case = Case("a search", lambda: None, 1, 1)
+    first = Measured(case, (distance, adjacent), 2.0, 3, 0, 0)
     for found, differing in (
         ((distance, adjacent), 0),
         ((distance, torch.tensor([[1, 3, -1]])), 1),
         ((torch.tensor([[0.1, 0.1, 0.3]]), adjacent), 2),
     ):
-        row = cases.mapped(of_half_space(1), Measured(found, 0.5, 6, 0, 0), first, on_grid=True)
+        row = cases.compared(of_half_space(1), Measured(case, found, 0.5, 6, 0, 0), first)
         assert row["differing"] == differing
         assert row["agreement"] == pytest.approx(1 - differing / 3)
         assert (row["speed_up"], row["rays_per_s"], row["forwards_per_ray"]) == (4, 6, 2)
@@ -428,23 +428,23 @@ def test_memory_of_a_gpu(cuda: torch.device, digits_model: Path, narrator: Narra
 def test_the_peak_is_that_since_the_reset() -> None:
     device = torch.device("cpu")
     block = torch.ones(60_000_000)
-    high = machine.peak_bytes(device)
+    high = measure.peak_bytes(device)
     del block
     assert high > 240_000_000
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the system cannot reset the peak")
-    machine.reset_peak(device)
-    assert machine.peak_bytes(device) < high - 200_000_000
+    measure.reset_peak(device)
+    assert measure.peak_bytes(device) < high - 200_000_000
 
 
 def test_the_matrix_rate_counts_two_flops_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SIZE", 8)
-    monkeypatch.setattr(machine, "timed", lambda call, device: (call(), 2.0))
-    assert machine.matrix_rate(torch.device("cpu")) == 2 * 8**3 / 2.0
+    monkeypatch.setattr(measure, "SIZE", 8)
+    monkeypatch.setattr(measure, "timed", lambda call, device: (call(), 2.0))
+    assert measure.matrix_rate(torch.device("cpu")) == 2 * 8**3 / 2.0
 
 
 def test_what_a_timing_is_read_with() -> None:
-    found = machine.described(torch.device("cpu"))
+    found = measure.described(torch.device("cpu"))
     assert found["device"] == "cpu"
     assert found["device_name"]
     assert found["threads"] == torch.get_num_threads()

@@ -5,13 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from nbsupport import claims, intervals
-from nbsupport.claims import Measured
-from nbsupport.detector import Rates
+from nbsupport import claims, intervals, suite, tables
 from nbsupport.intervals import Rate
-from nbsupport.tables import DetectorRow
 
 N = 40
 
@@ -24,7 +20,9 @@ def measured(examples, *, model="normal", n=N, success=1.0, voted=1.0, median=0.
     order = np.arange(n)
     won = order < round(voted * n)
     fooled = order < round(success * n) if examples != "benign" else np.zeros(n, bool)
-    fields = {
+    columns = {
+        "model": model,
+        "examples": examples,
         "index": 3 * order,
         "y": np.zeros(n, int),
         "correct": np.ones(n, bool),
@@ -35,14 +33,26 @@ def measured(examples, *, model="normal", n=N, success=1.0, voted=1.0, median=0.
         "median_distance": np.full(n, median),
         "purity_1": np.full(n, purity) + 1e-3 * (order % 5),
     }
-    return Measured(model, examples, **{**fields, **changes})
+    return pd.DataFrame({**columns, **changes})
 
 
-def row(claim, *sets, model="normal", examples, detectors=(), pixel_max=1.0):
-    frame = claims.table(sets, detectors, pixel_max=pixel_max)
+def table(*sets, detectors=None, pixel_max=1.0):
+    return claims.table(pd.concat(sets, ignore_index=True), detectors, pixel_max=pixel_max)
+
+
+def row(claim, *sets, model="normal", examples, **others):
+    frame = table(*sets, **others)
     chosen = frame[(frame.claim == claim) & (frame.model == model) & (frame.examples == examples)]
     assert len(chosen) == 1, frame[["claim", "model", "examples"]]
     return chosen.iloc[0]
+
+
+def detection(model, trained_on, tested_on, area, sizes):
+    """A row of detector.csv with `area` (auc, its low and high end) on `sizes` benign and adversarial images."""
+    found = {"model": model, "trained_on": trained_on, "tested_on": tested_on}
+    found |= dict(zip(("n_benign", "n_adversarial"), sizes, strict=True))
+    found |= dict(zip(("auc", "auc_low", "auc_high"), area, strict=True))
+    return pd.DataFrame([found], columns=list(tables.DETECTOR))
 
 
 def agrees(got, rate, threshold):
@@ -77,7 +87,7 @@ def test_a_missing_statistic_is_undecided():
 
 
 @pytest.mark.parametrize(("n", "share", "verdict"), [(200, 1.0, "holds"), (40, 1.0, "undecided"), (40, 0.5, "fails")])
-@pytest.mark.parametrize("name", claims.OPTMARGINS)
+@pytest.mark.parametrize("name", suite.OPTMARGINS)
 def test_claim_1_is_a_success_rate(name, n, share, verdict):
     got = row(1, measured(name, n=n, success=share), examples=name)
     assert agrees(got, intervals.wilson(round(n * share), n), 0.95)
@@ -96,8 +106,8 @@ def test_claim_1_ignores_misclassified_images():
 def test_claim_2_pairs_images_that_both_attacks_changed(margin, verdict, pixel_max):
     generator = np.random.default_rng(0)
     first, second = margin + 0.02 * generator.random(N), 0.2 + 0.02 * generator.random(N)
-    margins = Measured(**{**vars(measured("OPTMARGIN", success=0.9)), "rms": first})
-    brittle = Measured(**{**vars(measured("OPTBRITTLE")), "rms": second})
+    margins = measured("OPTMARGIN", success=0.9).assign(rms=pixel_max * first)
+    brittle = measured("OPTBRITTLE").assign(rms=pixel_max * second)
     got = row(2, margins, brittle, examples="OPTMARGIN", pixel_max=pixel_max)
     assert agrees(got, intervals.mean(pixel_max * (first - second)[:36]), 0.0)
     assert got.verdict == verdict
@@ -115,7 +125,7 @@ def test_claim_3_compares_the_models(shares, verdict):
 
 
 def test_claim_3_needs_both_models():
-    frame = claims.table([measured("FGSM")], pixel_max=1)
+    frame = table(measured("FGSM"))
     assert 3 not in set(frame.claim)
 
 
@@ -144,7 +154,7 @@ def test_claim_4_on_optbrittle_counts_attacked_images(voted, verdict):
 
 
 @pytest.mark.parametrize("other", ["FGSM", "PGD", "OPTBRITTLE"])
-@pytest.mark.parametrize("margin", claims.OPTMARGINS)
+@pytest.mark.parametrize("margin", suite.OPTMARGINS)
 def test_claim_5_is_of_common_images(other, margin):
     half = measured(margin, n=32, voted=0.25)  # the slow attack was given fewer images
     got = row(5, measured(other, voted=1.0), half, examples=f"{other} - {margin}")
@@ -197,7 +207,7 @@ def test_a_difference_that_never_varies_must_be_large_for_a_verdict():
 
 @pytest.mark.parametrize("name", ["noise", "errors", "benign"])
 def test_controls_are_no_adversarial_examples(name):
-    frame = claims.table([measured("benign"), measured("FGSM")] + [measured(name)] * (name != "benign"), pixel_max=1)
+    frame = table(measured("benign"), measured("FGSM"), *[measured(name)] * (name != "benign"))
     assert set(frame[frame.claim.isin([6, 7])].examples) == {"FGSM"}
 
 
@@ -213,11 +223,10 @@ def test_controls_are_no_adversarial_examples(name):
     ],
 )
 def test_claim_8_reads_the_detectors_tested_on_their_own_attack(area, sizes, verdict):
-    rates = Rates(Rate(0.1, 0.0, 0.2, sizes[0]), Rate(0.1, 0.0, 0.2, sizes[1]), Rate(*area, sum(sizes)))
-    detectors = [DetectorRow("pgd", a, b, rates) for a in ("FGSM", "all") for b in ("FGSM", "all")]
-    frame = claims.table([], detectors, pixel_max=1)
-    assert frame.examples.tolist() == ["FGSM", "all"]
-    got = row(8, model="pgd", examples="all", detectors=detectors)
+    pairs = [(a, b) for a in ("FGSM", "all") for b in ("FGSM", "all")]
+    detectors = pd.concat(detection("pgd", *pair, area, sizes) for pair in pairs)
+    assert table(measured("noise"), detectors=detectors).examples.tolist() == ["FGSM", "all"]
+    got = row(8, measured("noise"), model="pgd", examples="all", detectors=detectors)
     assert (got.n, got.threshold, got.verdict) == (min(sizes), 0.9, verdict)
     assert (got.statistic, got.low, got.high) == pytest.approx(area, nan_ok=True)
 
@@ -229,18 +238,14 @@ def test_claim_9_is_of_successful_examples(voted, verdict):
     assert got.verdict == verdict
 
 
-def everything():
-    names = ("benign", "FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG", *claims.OPTMARGINS, "noise")
-    return [measured(name, model=model) for model in ("normal", "pgd") for name in names]
-
-
-def detections():
-    rates = Rates(Rate(0.1, 0.0, 0.2, N), Rate(0.1, 0.0, 0.2, N), Rate(0.98, 0.95, 0.99, 2 * N))
-    return [DetectorRow(model, "all", "all", rates) for model in ("normal", "pgd")]
+def everything(**changes):
+    names = ("benign", "FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG", *suite.OPTMARGINS, "noise")
+    return [measured(name, model=model, **changes) for model in ("normal", "pgd") for name in names]
 
 
 def test_the_table_has_a_row_for_everything_claimed():
-    frame = claims.table(everything(), detections(), pixel_max=1)
+    detectors = pd.concat(detection(model, "all", "all", (0.98, 0.95, 0.99), (N, N)) for model in ("normal", "pgd"))
+    frame = table(*everything(), detectors=detectors)
     assert tuple(frame) == claims.COLUMNS
     assert not frame.duplicated(["claim", "model", "examples"]).any()
     assert frame.claim.is_monotonic_increasing
@@ -253,78 +258,53 @@ def test_the_table_has_a_row_for_everything_claimed():
 
 
 def test_the_order_of_the_images_does_not_matter():
-    def shuffled(one):
-        order = np.random.default_rng(len(one.examples)).permutation(N)
-        arrays = {k: v[order] for k, v in vars(one).items() if k not in ("model", "examples")}
-        return Measured(one.model, one.examples, **arrays)
-
-    expected = claims.table(everything(), pixel_max=1)
-    pd.testing.assert_frame_equal(claims.table(map(shuffled, everything()), pixel_max=1), expected)
+    shuffled = [one.sample(frac=1, random_state=i) for i, one in enumerate(everything())]
+    pd.testing.assert_frame_equal(table(*shuffled), table(*everything()))
 
 
-def test_tensors_do_as_well_as_arrays():
-    def tensors(one):
-        arrays = {k: torch.as_tensor(v) for k, v in vars(one).items() if k not in ("model", "examples")}
-        return Measured(one.model, one.examples, **arrays)
-
-    expected = claims.table(everything(), pixel_max=1)
-    pd.testing.assert_frame_equal(claims.table(map(tensors, everything()), pixel_max=1), expected)
-
-
-NAN = np.full(N, math.nan)
+def test_a_table_of_images_does_as_well(tmp_path):
+    images = tables.images(pd.concat(everything(), ignore_index=True))  # whole numbers and answers that may be missing
+    expected = table(*everything())
+    pd.testing.assert_frame_equal(table(images), expected)
+    images.to_csv(tmp_path / "images.csv", index=False)
+    pd.testing.assert_frame_equal(table(pd.read_csv(tmp_path / "images.csv", engine="python")), expected)
 
 
+@pytest.mark.parametrize("missing", [math.nan, pd.NA, None])
 @pytest.mark.parametrize(
-    ("field", "missing"),
-    [
-        *((field, missing) for field in ("rms", "median_distance", "purity_1") for missing in (None, NAN)),
-        *((field, missing) for field in ("point", "vote") for missing in (None, NAN, np.full(N, -1))),
-    ],
+    ("column", "affected"),
+    [("rms", [2]), ("median_distance", [6]), ("purity_1", [7]), ("point", [4]), ("vote", [4, 5, 9])],
 )
-def test_what_was_not_measured_never_holds(field, missing):
-    without = [Measured(**{**vars(one), field: missing}) for one in everything()]
-    frame = claims.table(without, pixel_max=1)
-    affected = {"rms": [2], "point": [4], "vote": [4, 5, 9], "median_distance": [6], "purity_1": [7]}[field]
+def test_what_was_not_measured_never_holds(column, affected, missing):
+    frame = table(*(one.assign(**{column: missing}) for one in everything()))
     rows = frame[frame.claim.isin(affected)]
     assert len(rows) > 0
     assert rows.verdict.eq("undecided").all()
     assert rows.statistic.isna().all()
-    full = claims.table(everything(), pixel_max=1)
+    full = table(*everything())
     pd.testing.assert_frame_equal(frame[~frame.claim.isin(affected)], full[~full.claim.isin(affected)])
 
 
+@pytest.mark.parametrize("column", ["vote", "median_distance", "purity_1"])
+def test_images_that_were_not_measured_do_not_count(column):
+    def some(one):
+        return one.assign(**{column: one[column].where(one["index"] < 3 * 35)})
+
+    frame = table(*map(some, everything()))
+    rows = frame[frame.claim.isin({"vote": [4, 5, 9], "median_distance": [6], "purity_1": [7]}[column])]
+    assert rows.n.eq(35).all()
+    assert rows.statistic.notna().all()
+
+
 def test_nothing_measured_is_an_empty_table():
-    assert tuple(claims.table([], pixel_max=1)) == claims.COLUMNS
+    frame = table(measured("FGSM", n=0))
+    assert tuple(frame) == claims.COLUMNS
+    assert len(frame) == 0
 
 
-def test_no_image_is_no_verdict():
-    frame = claims.table([measured(one.examples, model=one.model, n=0) for one in everything()], pixel_max=1)
+def test_images_that_were_never_classified_correctly_give_no_verdict():
+    frame = table(*everything(correct=False))
+    frame = frame[frame.examples != "benign"]  # whose accuracy is of all images
+    assert set(frame.claim) == {1, 2, 3, 4, 5, 6, 7, 9}
     assert frame.verdict.eq("undecided").all()
     assert frame.n.eq(0).all()
-
-
-@pytest.mark.parametrize("values", [[1.0, 0.0], torch.tensor([1, 0]), [True, False], torch.tensor([True, False])])
-def test_aligned_spreads_what_was_measured_on_some_images(values):
-    spread = claims.aligned([7, 3, 5], torch.tensor([3, 7]), values)
-    assert spread.dtype == np.float64
-    assert spread == pytest.approx([0.0, 1.0, math.nan], nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        ([measured("FGSM"), measured("FGSM")], "expected one set of examples a name, got FGSM of normal twice"),
-        ([measured("FGSM", index=np.zeros(N, int))], "expected every image once, got an index twice in FGSM of normal"),
-        (
-            [measured("FGSM", vote=np.zeros(3))],
-            r"expected vote of FGSM with one entry an image, got \(3,\) for \(40,\)",
-        ),
-        (
-            [measured("FGSM", index=np.zeros((N, 1)))],
-            r"expected y of FGSM .* got \(40,\) for \(40, 1\); spread it with",
-        ),
-    ],
-)
-def test_sets_that_do_not_fit_are_refused(sets, message):
-    with pytest.raises(ValueError, match=message):
-        claims.table(sets, pixel_max=1)

@@ -88,7 +88,7 @@ def test_progress_is_plain_text_in_a_headless_run(smoke: Run, tmp_path: Path) ->
     shown = [output for cell in executed.cells for output in cell.outputs]
     assert [set(output.data) for output in shown] == [{"text/plain"}] * 3
     told, *refused = (output.data["text/plain"] for output in shown)
-    assert re.search(r"OPTMARGIN on normal +12/12 images, success 1, median rms 0\.\d+", told)
+    assert re.search(r"attacks/normal/OPTMARGIN +12/12 images, success 1, median rms 0\.\d+", told)
     for text in refused:
         assert "is not a run folder" in text
         assert "python -m nbsupport run digits --run-dir" in text

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nbsupport import journal
-from nbsupport.journal import Journal
+from nbsupport.store import journal
+from nbsupport.store.journal import Journal
 
 
 def entry(time: float, done: int, event: str = "progress", what: str = "normal/FGSM", **extra: Any) -> dict[str, Any]:
@@ -62,9 +62,30 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     assert [line["done"] for line in journal.read(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("line", [b"7", b"\xff", b"", b"[1]"])
+REPORT = {"time": 1.5, "pid": 7, "host": "here", "stage": "s", "event": "progress"}
+REPORT |= {"what": "a", "done": 1, "total": 3, "unit": "images"}
+BEGUN = {name: REPORT[name] for name in ("time", "pid", "host", "stage")} | {"event": "begun"}
+
+
+@pytest.mark.parametrize("line", [b"7", b"\xff", b"", b"[1]", b"null", b'"text"', b"{}"])
 def test_lines_that_are_no_entries_are_skipped(line: bytes) -> None:
-    assert journal.parse([line, b'{"a": 1}']) == [{"a": 1}]
+    entries = [REPORT, BEGUN]
+    assert journal.parse([line, *(json.dumps(entry).encode() for entry in entries)]) == entries
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_an_entry_without_a_field_of_a_report_is_skipped(name: str) -> None:
+    lacking = {key: value for key, value in REPORT.items() if key != name}
+    found = journal.parse([json.dumps(lacking).encode()])
+    assert found == ([lacking] if name == "what" else [])  # without it the line is about a stage
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("time", "now"), ("pid", 1.5), ("host", None), ("stage", 3), ("event", []), ("done", "1"), ("total", None)],
+)
+def test_an_entry_with_a_value_of_another_kind_is_skipped(name: str, value: object) -> None:
+    assert journal.parse([json.dumps({**REPORT, name: value}).encode()]) == []
 
 
 def test_a_full_disk_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

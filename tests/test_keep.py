@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kernels_for_keep import Calls, Other, Sums, Weighted, fit, one_row, sums, total_of
+from kernels_for_keep import Calls, Other, Sums, Weighted, one_row, sums, total_of
 from torch import Tensor, nn
 
-from nbsupport import files, models, store
+from nbsupport import files, models, store, suite, train
 from nbsupport.store import DamagedArtifact, MissingInput, Run, journal
 
 NAME = "attacks/normal/a"
@@ -102,11 +103,9 @@ def test_rows_by_name_are_cut_like_those_by_position(run: Run) -> None:
 
 
 def test_a_record_is_cut_into_rows_too(run: Run) -> None:
-    def rows_of(record: Sums) -> list[float]:
-        return record.total.tolist()
-
-    kept = run.keep("geometry/normal/a", double, Weighted(), X, shard=4, each={"record": keep(run)})
-    assert kept.value.tolist() == [2 * value for value in rows_of(keep(run))]
+    record = keep(run)
+    kept = run.keep("geometry/normal/a", double, Weighted(), X, shard=4, each={"record": record})
+    assert torch.equal(kept.value, 2 * record.total)
 
 
 def double(model: nn.Module, x: Tensor, *, record: Sums) -> Other:
@@ -143,7 +142,7 @@ def test_whatever_changes_is_computed_again_and_named(
 
 
 def test_a_changed_kernel_is_computed_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel stands in a module of the user's; a process with another version of it does not take the old result."""
+    """A process with another version of the module that the kernel stands in does not take the old result."""
     monkeypatch.syspath_prepend(tmp_path)
     code = """
 import sys, torch
@@ -378,39 +377,42 @@ def test_one_piece_is_kept_and_found_again(run: Run) -> None:
 class TestModel:
     """Training in place, kept."""
 
-    SHAPE: tuple[int, int, int] = (1, 8, 8)
+    def train(self, run: Run, *, epochs: int = 2, skip: int = 0) -> tuple[nn.Module, Any]:
+        images = run.train.first(96 + skip)
+        model = suite.new_model(run.settings, images)
+        images = replace(images, x=images.x[skip:], y=images.y[skip:])
+        history = run.keep_model("normal", train.fit, model, images, seed=("training",), epochs=epochs)
+        return model, history
 
-    def model(self) -> nn.Module:
-        torch.manual_seed(0)
-        return models.build("digits_cnn", in_shape=self.SHAPE, num_classes=10)
-
-    def train(self, run: Run, model: nn.Module, steps: int = 3, x: Tensor = X) -> Any:
-        return run.keep_model("normal", fit, model, x, seed=("training", "normal"), steps=steps)
+    def batches(self, run: Run) -> int:
+        return sum(entry.get("unit") == "batches" and entry["event"] == "progress" for entry in journal.read(run.dir))
 
     def test_a_model_is_trained_once(self, run: Run) -> None:
-        trained, found = self.model(), self.model()
-        history = self.train(run, trained)
-        again = self.train(reopened(run.dir), found)
-        assert Calls.made == [3]
+        trained, history = self.train(run)
+        told = self.batches(run)
+        found, again = self.train(reopened(run.dir))
         assert history.equals(again)
+        assert self.batches(run) == told, "nothing was trained"
+        stored = reopened(run.dir).model("normal")
         for name, weight in trained.state_dict().items():
             assert torch.equal(weight, found.state_dict()[name])
-        assert torch.equal(next(reopened(run.dir).model("normal").parameters()).cpu(), next(trained.parameters()))
+            assert torch.equal(weight, stored.state_dict()[name])
 
     def test_other_images_or_settings_train_it_again(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        self.train(run, self.model())
-        self.train(reopened(run.dir), self.model(), x=X + 1)
-        self.train(reopened(run.dir), self.model(), steps=5, x=X + 1)
-        assert Calls.made == [3, 3, 5], "a checkpoint of other images is not taken up"
-        out = capsys.readouterr().out
-        assert "out of date, trained again: normal model (changed: x)" in out
-        assert "out of date, trained again: normal model (changed: steps)" in out
+        first, _ = self.train(run)
+        second, _ = self.train(reopened(run.dir), skip=1)
+        assert "out of date, made again: normal model (changed: train_set)" in capsys.readouterr().out
+        _, history = self.train(reopened(run.dir), epochs=3, skip=1)
+        assert "out of date, made again: normal model (changed: epochs)" in capsys.readouterr().out
+        assert not torch.equal(next(first.parameters()), next(second.parameters()))
+        assert len(history) == 3
+        assert len(list(run.path("models").glob(".normal.*.checkpoint"))) == 1, "old checkpoints are gone"
 
     def test_a_replaced_model_file_is_made_again(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        self.train(run, self.model())
-        run.path("models/normal.safetensors").write_bytes(b"other")
-        self.train(reopened(run.dir), self.model())
-        assert "damaged, made again" in capsys.readouterr().out
-        models.save(self.model(), run.path("models/normal.safetensors"))
-        self.train(reopened(run.dir), self.model())
-        assert "trained again: normal model" in capsys.readouterr().out
+        trained, _ = self.train(run)
+        other = suite.new_model(run.settings, run.train)
+        models.save(other, run.path("models/normal.safetensors"))
+        self.train(reopened(run.dir))
+        assert "out of date, made again: normal model" in capsys.readouterr().out
+        again = reopened(run.dir).model("normal")
+        assert torch.equal(next(again.parameters()), next(trained.parameters()))

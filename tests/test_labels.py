@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import boundary, checks, runtime, stages
+from nbsupport import boundary, checks, runtime
 from nbsupport.labels import Labeller
 from nbsupport.store import Run
 
@@ -158,7 +158,7 @@ def test_logits_of_any_batch_that_are_not_finite_are_counted(
 
 @pytest.mark.slow
 def test_mixed_labels_are_float32s_on_100000_points_half_of_them_at_a_boundary(smoke: Run) -> None:
-    model, test = stages.load_model(smoke, "normal"), stages.evaluation_data(smoke, limit=100)
+    model, test = smoke.model("normal"), smoke.test.first(100)
     g = torch.Generator().manual_seed(1)
     directions = boundary.directions(64, 64, negate=True, generator=g)
     found = boundary.probe(model, test.x, directions, [0.01 * (i + 1) for i in range(99)], search="refine")

@@ -64,10 +64,10 @@ def test_importing_the_package_loads_neither_torch_nor_jupyter():
 
 def test_kernels_import_without_jupyter():
     names = "attacks boundary region detector models train data bench"
-    names += " files cli cluster lock runner"  # and all else that `nbsupport bench` loads
+    names += " files cli store runner suite tables claims"  # and all else that `nbsupport bench` loads
     absent = "papermill ipywidgets IPython jupyterlab jupyter_client ipykernel nbformat nbclient distributed foolbox"
     block = f"for m in '{absent}'.split(): sys.modules[m] = None"
-    code = f"import sys\n{block}\nfrom nbsupport import {names.replace(' ', ', ')}"
+    code = f"import sys\n{block}\nimport nbsupport.runner.sweep\nfrom nbsupport import {names.replace(' ', ', ')}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -234,7 +234,8 @@ def test_every_figure_is_whole_and_readable_and_leaves_no_trace(name: str) -> No
     assert drawn.x1 <= width, "cut off on the right"
     assert drawn.y1 <= height, "cut off above"
     written = [artist for ax in fig.axes for artist in (ax.xaxis.label, ax.yaxis.label, ax.title, ax.get_legend())]
-    boxes = [(a.get_window_extent(), a) for a in [*written, *fig.texts, *fig.legends] if a is not None]
+    written += [artist for part in (fig, *fig.subfigs) for artist in (*part.texts, *part.legends)]
+    boxes = [(artist.get_window_extent(), artist) for artist in written if artist is not None]
     for i, (box, artist) in enumerate(boxes):
         for other, neighbour in boxes[:i]:
             empty = not box.width or not other.width
@@ -515,10 +516,10 @@ def test_detector_training_draws_every_step_and_a_running_mean() -> None:
 def test_error_rates_are_a_matrix_in_the_order_of_the_suite() -> None:
     fig = plots.error_rates(detector_table())
     assert len(fig.axes) == 4
-    np.testing.assert_allclose(fig.axes[1].images[0].get_array().filled(-1), [[0.75, 0.75], [-1, 0.75]])
+    np.testing.assert_allclose(fig.axes[1].collections[0].get_array().filled(-1), [[75, 75], [-1, 75]])
     assert [label.get_text() for label in fig.axes[2].get_yticklabels()] == ["FGSM", "all"]
     cells = [text.get_text() for text in fig.axes[0].texts]
-    assert cells == ["10\n4-23", "10\n4-23", "-", "10\n4-23"]
+    assert cells == ["10\n4-23"] * 3 + ["-"]
     assert "n: benign 40, adversarial 38 to 40" in texts(fig).replace("\n", " ")
 
 
@@ -747,3 +748,33 @@ def test_panels_of_many_classes_show_those_with_votes() -> None:
 def test_panels_refuse_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         panels(**{"original": version(GREY[0]), "adversarial": version(GREY[1]), **changes})
+
+
+def evasion() -> pd.DataFrame:
+    rows = [
+        ("number of views", "1", 0.05, 0.9),
+        ("number of views", "20", 0.07, 0.4),
+        ("confidence", "0", 0.07, 0.4),
+        ("confidence", "6", float("nan"), 1.0),
+        ("published", "OPTMARGIN (ddn, equations)", 0.07, 0.4),
+    ]
+    frame = pd.DataFrame(rows, columns=["curve", "demand", "mean_rms", "region_accuracy"]).assign(n=24)
+    low, high = frame.region_accuracy - 0.1, frame.region_accuracy + 0.1
+    return frame.assign(region_low=low.clip(lower=0), region_high=high.clip(upper=1))
+
+
+def test_every_panel_shows_its_curve_and_all_published_settings() -> None:
+    figure = plots.evasion_cost(evasion())
+    assert [ax.get_title() for ax in figure.axes] == ["number of views", "confidence"]
+    for ax, reached in zip(figure.axes, (2, 1), strict=True):
+        assert len(ax.texts) == reached  # a demand without a success has no distortion to stand at
+        assert len(ax.containers) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["OPTMARGIN (ddn, equations), n=24"]
+    curve = figure.axes[0].containers[0].lines[0]
+    assert curve.get_xdata().tolist() == [0.05, 0.07]
+    assert curve.get_ydata().tolist() == [0.9, 0.4]
+
+
+def test_a_cost_of_evasion_without_its_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="region_low"):
+        plots.evasion_cost(evasion().drop(columns="region_low"))

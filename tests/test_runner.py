@@ -19,9 +19,9 @@ import pytest
 from tiny_notebooks import PARAMETERS, STORE, FakeKernel, store_something, write, write_all
 
 import nbsupport
-from nbsupport import journal, presets, runner
-from nbsupport.runner import Job, StageFailed, job, notebooks
-from nbsupport.store import STAGES, ParametersDiffer, RunInUse
+from nbsupport import presets, runner
+from nbsupport.runner import Job, StageFailed, notebooks
+from nbsupport.store import STAGES, ParametersDiffer, RunInUse, journal
 
 BLOCK = """
 import os
@@ -116,7 +116,7 @@ def test_the_description_marks_parameters_and_tells_what_would_run(folder: Path)
     for stage in STAGES[:2]:
         store_something(run, stage)
     run.path("tables/02_training.csv").unlink()
-    text = job.describe(plan(folder, n=7))
+    text = runner.describe(plan(folder, n=7))
     assert re.search(r"^  n +7 +\(-p\)$", text, re.MULTILINE)
     assert re.search(r"^  seed +0$", text, re.MULTILINE)
     assert re.search(r"^  01_datasets +complete and verified: reused$", text, re.MULTILINE)
@@ -203,13 +203,13 @@ def test_a_damaged_output_is_named_and_its_stage_alone_runs_again(
     planned: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(planned, monkeypatch, FakeKernel())
-    artifact = planned.run_dir / "attacks" / "a.safetensors"
+    artifact = planned.run_dir / "attacks" / "normal" / "a.safetensors"
     before = artifact.read_bytes()
     artifact.write_bytes(before[:-1])
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == ["03_attacks"]
-    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/a.safetensors" in lines
+    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
     assert len(artifact.read_bytes()) == len(before)
 
 
@@ -279,7 +279,7 @@ def test_real_kernels_get_the_parameters_and_leave_executed_copies(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stages = ("01_datasets", "02_training")
-    monkeypatch.setattr(job, "STAGES", stages)
+    monkeypatch.setattr(runner, "STAGES", stages)
     folder = tmp_path / "notebooks"
     write(folder / "01_datasets.ipynb", [STORE.format(stage="01_datasets")])
     write(folder / "02_training.ipynb", ["import sys, os; print(sys.executable, os.getcwd())", "1 / 0"])
@@ -340,9 +340,10 @@ def blocked(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 import signal
 from pathlib import Path
 from nbsupport import cli
-from nbsupport.runner import job, notebooks
+from nbsupport import runner
+from nbsupport.runner import notebooks
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
-job.STAGES = ("01_datasets",)
+runner.STAGES = ("01_datasets",)
 notebooks.FOLDER = Path({str(tmp_path / "notebooks")!r})
 cli.main(["run", "--preset", "smoke", "--run-dir", "run"])
 """

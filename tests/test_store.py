@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from tiny_notebooks import store_something
 
 from nbsupport import files, presets, store
-from nbsupport.store import DamagedArtifact, MissingInput, ParametersDiffer, Run, RunInUse, lock, manifest, stages
+from nbsupport.store import DamagedArtifact, MissingInput, ParametersDiffer, Run, RunInUse, StageState, kept, manifest
 
 
 def open_run(folder: Path, **overrides: Any) -> Run:
@@ -95,7 +95,7 @@ def test_the_command_line_refuses_other_parameters(run: Run) -> None:
 
 
 def test_settings_do_not_change_under_a_process_that_runs(run: Run) -> None:
-    with run.lock(), pytest.raises(RunInUse, match="in use by process .* with other settings"):
+    with run.lock(), pytest.raises(RunInUse, match=r"in use by process .* with other settings"):
         open_run(run.dir, n=3)
     assert store.existing_run(run.dir).settings == run.settings
 
@@ -184,20 +184,13 @@ def test_a_run_of_another_version_says_which_parameters_it_lacks(run: Run) -> No
         store.existing_run(run.dir)
 
 
-def test_entries_are_recorded_and_mappings_merged(run: Run) -> None:
-    run.record(batch_sizes={"normal": 64}, note="a")
-    run.record(batch_sizes={"pgd": 32}, note="b")
-    contents = manifest.read(run.dir)
-    assert contents["batch_sizes"] == {"normal": 64, "pgd": 32}
-    assert contents["note"] == "b"
-
-
 def test_processes_that_record_at_once_lose_nothing(run: Run) -> None:
     code = """
 import sys
-from nbsupport import store
+from pathlib import Path
+from nbsupport.store import manifest
 for number in range(10):
-    store.existing_run(sys.argv[1]).record(batch_sizes={f"{sys.argv[2]}{number}": number})
+    manifest.update(Path(sys.argv[1]), lambda run: run["batch_sizes"].update({f"{sys.argv[2]}{number}": number}))
 """
     writers = [subprocess.Popen([sys.executable, "-c", code, str(run.dir), name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]
@@ -272,7 +265,7 @@ OUTPUTS = ("attacks/normal/a.safetensors", "tables/03_attacks.csv", "figures/03_
 def test_a_finished_stage_is_complete(run: Run) -> None:
     assert run.state("03_attacks").name == "missing"
     store_something(run, "03_attacks")
-    assert run.state("03_attacks") == stages.StageState("complete")
+    assert run.state("03_attacks") == StageState("complete")
     entry = manifest.read(run.dir)["stages"]["03_attacks"]
     assert set(entry["outputs"]) == set(OUTPUTS)
     assert entry["seconds"] > 0
@@ -288,7 +281,7 @@ def test_a_harmed_output_is_named(run: Run, rel: str, harm: str) -> None:
         run.path(rel).unlink()
     else:
         run.path(rel).write_bytes(data[:-1] + (b"" if harm == "truncate" else bytes([data[-1] ^ 1])))
-    assert run.state("03_attacks") == stages.StageState("damaged", (rel,))
+    assert run.state("03_attacks") == StageState("damaged", (rel,))
 
 
 def test_beginning_again_leaves_nothing_that_passes_for_new(run: Run) -> None:
@@ -316,10 +309,10 @@ def test_an_executed_notebook_that_was_edited_is_kept(run: Run) -> None:
     store_something(run, "03_attacks")
     copy = run.path("notebooks", "03_attacks.ipynb")
     files.write_text(copy, "{}")
-    stages.add_output(run.dir, "03_attacks", copy)
+    manifest.add_output(run.dir, "03_attacks", copy)
     assert run.state("03_attacks").name == "complete"
     files.write_text(copy, '{"mine": 1}')
-    assert run.state("03_attacks") == stages.StageState("damaged", ("notebooks/03_attacks.ipynb",))
+    assert run.state("03_attacks") == StageState("damaged", ("notebooks/03_attacks.ipynb",))
     (kept,) = run.begin("03_attacks")
     assert kept.read_text() == '{"mine": 1}'
     assert kept.name.startswith("03_attacks.edited")
@@ -338,7 +331,7 @@ def test_a_stage_depends_on_the_files_that_it_read(run: Run) -> None:
     again = store.existing_run(run.dir)
     again.keep("attacks/normal/a", sums, Weighted(), x, torch.arange(4), shard=2)
     again.finish("03_attacks")
-    expected = stages.StageState("outdated", ("attacks/normal/a.safetensors changed",))
+    expected = StageState("outdated", ("attacks/normal/a.safetensors changed",))
     assert other.state("04_region_classification") == expected
 
 
@@ -354,7 +347,7 @@ def test_a_stage_depends_on_its_images(tmp_path: Path) -> None:
     run.finish("01_datasets")
     assert run.state("01_datasets").name == "complete"
     np.savez(source, train_x=pixels, train_y=labels, test_x=255 - pixels, test_y=labels)
-    assert run.state("01_datasets") == stages.StageState("outdated", ("the test images changed",))
+    assert run.state("01_datasets") == StageState("outdated", ("the test images changed",))
 
 
 def test_a_stage_depends_on_the_source_of_its_kernels(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,10 +357,10 @@ def test_a_stage_depends_on_the_source_of_its_kernels(run: Run, monkeypatch: pyt
     run.keep("attacks/normal/FGSM", attacks.fgsm, model, run.test.x[:4], run.test.y[:4], eps=0.1)
     run.finish("03_attacks")
     assert run.state("03_attacks").name == "complete"
-    real = store.digests.source_digest
+    real = kept.source_digest
     edited = "nbsupport.attacks.gradient"
-    monkeypatch.setattr(store.digests, "source_digest", lambda name: "other" if name == edited else real(name))
-    assert run.state("03_attacks") == stages.StageState("outdated", (f"{edited} was edited",))
+    monkeypatch.setattr(kept, "source_digest", lambda name: "other" if name == edited else real(name))
+    assert run.state("03_attacks") == StageState("outdated", (f"{edited} was edited",))
 
 
 def test_what_is_out_of_date_is_said_when_it_is_read(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,8 +379,8 @@ def test_a_second_process_is_refused_by_name(run: Run) -> None:
     code = """
 import sys
 from pathlib import Path
-from nbsupport.store import lock
-with lock.held(Path(sys.argv[1])):
+from nbsupport.store import manifest
+with manifest.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -398,7 +391,7 @@ with lock.held(Path(sys.argv[1])):
         child.stdout.readline()
         with pytest.raises(RunInUse, match=f"is in use by process {child.pid} on .*choose another"), run.lock():
             pass
-        holder = lock.holder(run.dir)
+        holder = manifest.holder(run.dir)
         assert holder is not None
         assert f"process {child.pid} " in holder
         child.kill()  # the lock goes with the process
@@ -407,11 +400,11 @@ with lock.held(Path(sys.argv[1])):
 
 
 def test_the_lock_is_free_after_use(run: Run) -> None:
-    assert lock.holder(run.dir) is None
+    assert manifest.holder(run.dir) is None
     for _ in range(2):
         with run.lock():
-            assert lock.holder(run.dir) is not None
-    assert lock.holder(run.dir) is None
+            assert manifest.holder(run.dir) is not None
+    assert manifest.holder(run.dir) is None
 
 
 def test_the_lock_clears_away_what_killed_processes_left(run: Run) -> None:

@@ -187,13 +187,13 @@ def test_a_failing_stage_stops_its_run_and_no_other(
     assert "stage 02_training failed: ValueError: no" in first.error
     assert second.error is None
     assert fake.calls.count("03_attacks") == 1
-    assert all(other.open().is_complete(stage)[0] for stage in STAGES)
+    assert all(other.open().state(stage).name == "complete" for stage in STAGES)
 
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_marked(planned: Job, client: Any) -> None:
     with planned.open().lock():
         with pytest.raises(RunInUse, match="is in use by process"):
-            sweep.submit(client, planned)
+            runner.run(planned, lambda line: None, execute=sweep.submit(client, planned))
         [point] = sweep.run([Point(planned, {})], lambda line: None, client=client)
     assert point.error is not None

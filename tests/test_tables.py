@@ -1,27 +1,31 @@
-"""Every cell of the tables against numbers worked out by hand; columns, units and empty cells."""
+"""Every cell of the tables against numbers worked out by hand; columns, units, empty cells, and what a reader sees."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from nbsupport import tables
+from nbsupport import detector, presets, store, suite, tables
 from nbsupport.attacks import Attack, Stability
-from nbsupport.boundary import Profile
-from nbsupport.detector import Rates
-from nbsupport.intervals import Rate, wilson
-from nbsupport.tables import AttackRow, BoundaryRow, DetectorRow, RegionRow, StabilityRow
+from nbsupport.boundary import Audit, Geometry, Profile
+from nbsupport.data import ImageSet
+from nbsupport.intervals import wilson
+from nbsupport.region import Vote
 
-INF = math.inf
+INF, NAN = math.inf, math.nan
+Y = torch.arange(5)
+ABOUT = suite.about(presets.settings("digits"))
 
 
 def bools(*values):
     return torch.tensor(values, dtype=torch.bool)
 
 
-def attacked(success, correct, rms=(0.0, 0.1, 0.2, 0.6, 0.9)):
+def attack(success, correct, rms=(0.0, 0.1, 0.2, 0.6, 0.9)):
     n = len(success)
     return Attack(
         x_adv=torch.zeros(n, 1, 2, 2),
@@ -33,117 +37,442 @@ def attacked(success, correct, rms=(0.0, 0.1, 0.2, 0.6, 0.9)):
     )
 
 
-def profile(distance, adjacent):
-    distance, adjacent = torch.tensor(distance), torch.tensor(adjacent)
-    return Profile(torch.zeros(len(distance), dtype=torch.int64), distance, adjacent, distance.isfinite())
+# Image 0 is misclassified; 1, 2 and 3 succeed; 4 fails.
+ONE = attack([False, True, True, True, False], [False, True, True, True, True])
+RIGHT = {"normal": bools(0, 1, 1, 1, 1)}
 
 
-def cells(frame):
+def profile(distance, adjacent=None):
+    distance = torch.tensor(distance)
+    reached = distance.isfinite()
+    adjacent = torch.where(reached, 1, -1) if adjacent is None else torch.tensor(adjacent)
+    return Profile(torch.zeros(len(distance), dtype=torch.int64), distance, adjacent, reached)
+
+
+def vote(label, n_classes=5, *, most=7):
+    """A vote of 10 points: `most` for the label, the rest for the class above it."""
+    label = torch.tensor(label)
+    counts = torch.nn.functional.one_hot(label, n_classes) * most
+    counts += torch.nn.functional.one_hot((label + 1) % n_classes, n_classes) * (10 - most)
+    share = torch.full((len(label),), most / 10, dtype=torch.float64)
+    return Vote(label, counts, counts.sum(1), share - 0.2, share + 0.2, share < 0.6, share, share)
+
+
+def only(frame):
     assert len(frame) == 1
     return frame.iloc[0].to_dict()
+
+
+def attacks_row(result, name="OPTMARGIN", *, model="normal", about=ABOUT, pixel_max=1.0, seconds=1.5):
+    images = tables.attacked({(model, name): result}, {model: result.correct}, Y, pixel_max=pixel_max)
+    found = tables.attacks(images, {(model, name): result}, about, {(model, name): seconds}, pixel_max=pixel_max)
+    return only(found)
+
+
+def voted_images(result, point, label, name="PGD"):
+    """The images of the normal model, those of the examples `name` with a vote."""
+    key = ("normal", name)
+    results = {key: result} if name != "benign" else {}
+    images = tables.attacked(results, {"normal": result.correct}, Y, pixel_max=1)
+    votes = tables.voted({key: vote(label)}, {key: torch.tensor(point)}, Y)
+    return tables.images(images, votes)
+
+
+def region_row(images, **settings):
+    return only(tables.region(images, **{"radius": 0.02, "samples": 100, "pixel_max": 255.0, **settings}))
+
+
+def probed_images(profiles, *, pixel_max=1.0, num_classes=5, radius=0.3):
+    positions = {key: torch.arange(len(one)) for key, one in profiles.items()}
+    scales = {"radius": radius, "num_classes": num_classes, "pixel_max": pixel_max}
+    return tables.probed(profiles, positions, **scales), positions
+
+
+def boundary_row(one, *, pixel_max=1.0, num_classes=5):
+    profiles = {("normal", "benign"): one}
+    measured, _ = probed_images(profiles, pixel_max=pixel_max, num_classes=num_classes)
+    first = tables.attacked({}, {"normal": torch.ones(len(one), dtype=torch.bool)}, Y, pixel_max=pixel_max)
+    return only(tables.boundary(tables.images(first, measured), profiles, pixel_max=pixel_max))
+
+
+NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1)).iloc[:0]
 
 
 @pytest.mark.parametrize(
     ("frame", "columns"),
     [
         (
-            tables.attacks([], pixel_max=1),
+            tables.attacks(NOTHING, {}, ABOUT, {}, pixel_max=1),
             "model, attack, solver, variant, eps_or_confidence, n, n_misclassified, success_rate, success_rate_low, "
             "success_rate_high, mean_rms, median_rms, forwards_per_image, backwards_per_image, seconds",
         ),
         (
-            tables.region([], pixel_max=1),
+            tables.region(NOTHING, radius=1, samples=1, pixel_max=1),
             "model, examples, n, point_accuracy, region_accuracy, region_low, region_high, radius, samples",
         ),
         (
-            tables.boundary([], num_classes=10, pixel_max=1),
+            tables.boundary(NOTHING, {}, pixel_max=1),
             "model, examples, n, median_distance, reached_share, purity_1, purity_2, purity_3",
         ),
         (
-            tables.detector([]),
+            tables.detector({}, {}),
             "model, trained_on, tested_on, n_benign, n_adversarial, false_positive_rate, false_positive_rate_low, "
             "false_positive_rate_high, false_negative_rate, false_negative_rate_low, false_negative_rate_high, "
             "auc, auc_low, auc_high",
         ),
-        (tables.stability([]), "model, examples, n, flips_alone, flips_batch, flips_float64, flips_8bit"),
+        (tables.stability({}), "model, examples, n, flips_alone, flips_batch, flips_float64, flips_8bit"),
+        (
+            tables.geometry({}),
+            "model, examples, n, triple_cells, triple_cells_low, triple_cells_high, triple_share, crossings, "
+            "reentry_share, reentry_low, reentry_high, mean_angle",
+        ),
+        (tables.audit({}), "model, examples, rays, differing, low, high"),
+        (
+            NOTHING,
+            "model, examples, index, y, correct, success, rms, point, vote, votes_for_true, p_lower, abstain, "
+            "median_distance, reached_share, share_below_region_line, purity_1, purity_2, purity_3, detector_part, "
+            "detector_score",
+        ),
     ],
+    ids=["attacks", "region", "boundary", "detector", "stability", "geometry", "audit", "images"],
 )
-def test_columns_are_those_of_the_method(frame, columns):
+def test_columns_are_those_of_the_method_also_without_a_row(frame, columns):
     assert ", ".join(frame) == columns
+    assert len(frame) == 0
+
+
+# One row an image
+
+
+def test_attacked_has_a_row_for_every_image_of_every_set():
+    found = tables.attacked({("normal", "PGD"): ONE.take(slice(3))}, RIGHT, Y, pixel_max=255.0)
+    assert found.examples.tolist() == ["benign"] * 5 + ["PGD"] * 3
+    assert found["index"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert found.y.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert found.correct.tolist() == [False, True, True, True, True, False, True, True]
+    benign, pgd = found[found.examples == "benign"], found[found.examples == "PGD"]
+    assert benign.success.isna().all()
+    assert benign.rms.isna().all()
+    assert pgd.success.tolist() == [False, True, True]
+    assert pgd.rms.tolist() == pytest.approx([0.0, 25.5, 51.0])
+
+
+def test_voted_counts_the_votes_for_the_true_class():
+    found = tables.voted({("pgd", "FGSM"): vote([0, 0, 2])}, {("pgd", "FGSM"): torch.tensor([0, 1, 1])}, Y)
+    assert found.columns.tolist() == [*tables.KEY, "point", "vote", "votes_for_true", "p_lower", "abstain"]
+    assert found.point.tolist() == [0, 1, 1]
+    assert found.vote.tolist() == [0, 0, 2]
+    assert found.votes_for_true.tolist() == [7, 3, 7]
+    assert found.p_lower.tolist() == pytest.approx([0.5] * 3)
+    assert found.abstain.tolist() == [False] * 3
+
+
+def test_probed_keeps_rays_without_a_boundary_as_infinitely_long():
+    one = profile([[0.1, 0.2, 0.4], [0.1, INF, INF]], [[1, 2, 1], [3, -1, -1]])
+    positions = {("normal", "FGSM"): torch.tensor([7, 9])}
+    radius = 0.25 * math.sqrt(3)  # a line at 0.25
+    found = tables.probed(
+        {("normal", "FGSM"): one}, positions, radius=radius, num_classes=4, pixel_max=255.0
+    ).set_index("index")
+    assert found.median_distance.to_dict() == pytest.approx({7: 51.0, 9: INF})
+    assert found.reached_share.to_dict() == pytest.approx({7: 1.0, 9: 1 / 3})
+    assert found.share_below_region_line.to_dict() == pytest.approx({7: 2 / 3, 9: 1 / 3})
+    assert found.loc[7, ["purity_1", "purity_2", "purity_3"]].tolist() == pytest.approx([2 / 3, 1, 1])
+    assert found.loc[9, ["purity_1", "purity_2", "purity_3"]].tolist() == [1, 1, 1]
+
+
+def profiles_of(n, distance):
+    return profile([[distance] * 40] * n)
+
+
+@pytest.fixture(scope="module")
+def judges():
+    """A detector of PGD and one of all attacks, which hold near rays for adversarial."""
+    far, near = profiles_of(8, 0.9), profiles_of(8, 0.1)
+    options = {"num_classes": 5, "steps": 30, "pairs": 8}
+    seeds = {name: torch.Generator().manual_seed(0) for name in ("PGD", "all")}
+    return {("normal", name): detector.fit(far, near, generator=seed, **options) for name, seed in seeds.items()}
+
+
+def test_scored_asks_the_detector_of_the_attack_and_of_benign_images_that_of_all(judges):
+    profiles = {("normal", "benign"): profiles_of(3, 0.9), ("normal", "PGD"): profiles_of(2, 0.1)}
+    profiles |= {("normal", "FGSM"): profiles_of(2, 0.1), ("pgd", "PGD"): profiles_of(2, 0.1)}
+    positions = {key: torch.tensor([4, 1, 3])[: len(one)] for key, one in profiles.items()}
+    found = tables.scored(judges, profiles, positions, bools(0, 0, 0, 0, 1))
+    assert list(zip(found.model, found.examples, found["index"], found.detector_part, strict=True)) == [
+        ("normal", "benign", 4, "training"),
+        ("normal", "benign", 1, "test"),
+        ("normal", "benign", 3, "test"),
+        ("normal", "PGD", 4, "training"),  # nothing judges FGSM, or the other model
+        ("normal", "PGD", 1, "test"),
+    ]
+    of_benign = judges["normal", "all"].score(profiles["normal", "benign"]).tolist()
+    of_pgd = judges["normal", "PGD"].score(profiles["normal", "PGD"]).tolist()
+    assert found.detector_score.tolist() == of_benign + of_pgd
+
+
+def test_without_a_detector_nothing_is_scored(judges):
+    found = tables.scored({}, {("normal", "benign"): profiles_of(1, 0.9)}, {("normal", "benign"): Y[:1]}, bools(1))
+    assert found.columns.tolist() == tables.KEY
+    assert len(found) == 0
+
+
+def all_images():
+    """Five benign images, of which three were probed, and five of PGD, of which two were."""
+    keys = ("normal", "benign"), ("normal", "PGD")
+    first = tables.attacked({keys[1]: ONE}, RIGHT, Y, pixel_max=1)
+    points = {keys[0]: Y, keys[1]: torch.tensor([1, 2, 3, 4, 4])}
+    votes = tables.voted({keys[0]: vote([0, 1, 2, 3, 4]), keys[1]: vote([0, 1, 3, 4, 4])}, points, Y)
+    profiles = {keys[0]: profile([[0.5, INF, INF]] * 3), keys[1]: profile([[0.1, 0.1, 0.2]] * 2)}
+    positions = {keys[0]: torch.tensor([1, 2, 4]), keys[1]: torch.tensor([3, 1])}
+    rays = tables.probed(profiles, positions, radius=0.3, num_classes=5, pixel_max=1)
+    return first, votes, rays
+
+
+def test_images_joins_on_model_examples_and_index():
+    found = tables.images(*all_images())
+    assert tuple(found) == tables.IMAGES
+    assert len(found) == 10
+    pgd = found[found.examples == "PGD"].set_index("index")
+    assert pgd.median_distance.dropna().to_dict() == pytest.approx({1: 0.1, 3: 0.1})
+    assert pgd.vote.tolist() == [0, 1, 3, 4, 4]
+    benign = found[found.examples == "benign"].set_index("index")
+    assert benign.median_distance.to_dict() == pytest.approx({0: NAN, 1: INF, 2: INF, 3: NAN, 4: INF}, nan_ok=True)
+    assert found.detector_score.isna().all()
+    assert found.detector_part.isna().all()
+
+
+def test_a_file_of_images_is_read_as_it_was_written(tmp_path):
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
+    found = tables.images(*all_images())
+    path = run.write_table("images", found)
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    cells = dict(zip(lines[0], lines[2], strict=True))  # benign, image 1
+    assert (cells["examples"], cells["index"], cells["median_distance"]) == ("benign", "1", "inf")
+    assert (cells["success"], cells["rms"], cells["detector_score"]) == ("", "", "")
+    again = tables.images(run.read_table("images", made_by="06_detector"))
+    empty = ["detector_part", "detector_score"]
+    pd.testing.assert_frame_equal(again.drop(columns=empty), found.drop(columns=empty), check_exact=True)
+    assert again[empty].isna().all(axis=None)
+
+
+def test_the_frames_that_notebooks_hand_over_join_again(tmp_path):
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
+    frames = all_images()
+    for name, frame in zip(("first", "votes", "rays"), frames, strict=True):
+        run.write_table(name, frame)
+    read = [run.read_table(name, made_by="06_detector") for name in ("first", "votes", "rays")]
+    pd.testing.assert_frame_equal(tables.images(*read), tables.images(*frames), check_exact=True)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_image_that_is_named_twice_is_refused(which):
+    frames = list(all_images())
+    row = frames[which][frames[which].examples == "PGD"].iloc[[0]]
+    frames[which] = pd.concat([frames[which], row], ignore_index=True)
+    message = f"expected every image once, got image {row['index'].item()} twice in PGD of normal"
+    with pytest.raises(ValueError, match=message):
+        tables.images(*frames)
+
+
+# Attacks
 
 
 @pytest.mark.parametrize("pixel_max", [1.0, 255.0])
 def test_an_attack_is_counted_over_correctly_classified_images(pixel_max):
-    # Image 0 is misclassified; 1, 2 and 3 succeed; 4 fails.
-    result = attacked([False, True, True, True, False], [False, True, True, True, True])
-    row = AttackRow("pgd", "OPTMARGIN", result, solver="ddn", variant="equations", eps=0.25, seconds=1.5)
-    got = cells(tables.attacks([row], pixel_max=pixel_max))
+    got = attacks_row(ONE, model="pgd", pixel_max=pixel_max)
     rate = wilson(3, 4)
     assert (got["model"], got["attack"], got["solver"], got["variant"]) == ("pgd", "OPTMARGIN", "ddn", "equations")
     assert (got["n"], got["n_misclassified"], got["seconds"]) == (4, 1, 1.5)
     assert (got["success_rate"], got["success_rate_low"], got["success_rate_high"]) == (0.75, rate.low, rate.high)
-    assert got["eps_or_confidence"] == 0.25 * pixel_max
+    assert got["eps_or_confidence"] == 0.15 * pixel_max
     assert got["mean_rms"] == pytest.approx(0.3 * pixel_max)
     assert got["median_rms"] == pytest.approx(0.2 * pixel_max)
     assert (got["forwards_per_image"], got["backwards_per_image"]) == (35, 3.5)
 
 
 def test_a_success_on_a_misclassified_image_never_counts():
-    got = cells(tables.attacks([AttackRow("pgd", "PGD", attacked([True, False], [False, True]), eps=1.0)], pixel_max=1))
+    got = attacks_row(attack([True, False], [False, True]), "PGD")
     assert (got["n"], got["success_rate"]) == (1, 0)
+    assert math.isnan(got["mean_rms"])
 
 
 def test_a_confidence_is_no_length():
-    row = AttackRow("normal", "OPTSTRONG", attacked([True], [True]), confidence=40.0)
-    assert cells(tables.attacks([row], pixel_max=255.0))["eps_or_confidence"] == 40
+    assert attacks_row(attack([True], [True]), "OPTSTRONG", pixel_max=255.0)["eps_or_confidence"] == 10
 
 
 @pytest.mark.parametrize(("success", "correct", "empty_rate"), [([False], [True], False), ([False], [False], True)])
 def test_what_no_attack_achieved_is_an_empty_cell(success, correct, empty_rate):
-    got = cells(tables.attacks([AttackRow("normal", "FGSM", attacked(success, correct), eps=0.1)], pixel_max=1))
+    got = attacks_row(attack(success, correct), "FGSM")
     assert math.isnan(got["mean_rms"])
     assert math.isnan(got["median_rms"])
     assert math.isnan(got["success_rate"]) == math.isnan(got["forwards_per_image"]) == empty_rate
-    for column in ("solver", "variant", "seconds"):
+    for column in ("solver", "variant"):
         assert pd.isna(got[column])
 
 
-@pytest.mark.parametrize("setting", [{}, {"eps": 0.1, "confidence": 1.0}])
-def test_an_attack_has_either_eps_or_confidence(setting):
-    with pytest.raises(ValueError, match="expected eps or confidence for FGSM, got"):
-        tables.attacks([AttackRow("normal", "FGSM", attacked([True], [True]), **setting)], pixel_max=1)
+def test_the_table_of_attacks_has_a_row_an_attack_in_the_order_of_the_images():
+    results = {(model, name): ONE for model in ("normal", "pgd") for name in ("PGD", "FGSM")}
+    images = tables.attacked(results, dict.fromkeys(("normal", "pgd"), ONE.correct), Y, pixel_max=1)
+    found = tables.attacks(images, results, ABOUT, dict.fromkeys(results, 2.0), pixel_max=1)
+    assert list(zip(found.model, found.attack, strict=True)) == list(results)
+
+
+def test_flips_are_shares_of_the_successful_examples():
+    flips = Stability(bools(0, 0, 0, 0), bools(1, 0, 0, 0), bools(1, 1, 0, 0), bools(1, 1, 1, 0))
+    got = only(tables.stability({("pgd", "PGD"): flips}))
+    assert [got[name] for name in tables.STABILITY] == ["pgd", "PGD", 4, 0, 0.25, 0.5, 0.75]
+
+
+def test_the_flips_of_no_example_are_empty_cells():
+    got = only(tables.stability({("pgd", "PGD"): Stability(*[bools()] * 4)}))
+    assert got["n"] == 0
+    assert all(math.isnan(got[name]) for name in tables.STABILITY[3:])
+
+
+def test_nearest_compares_with_the_least_distortion_of_any_attack():
+    # Of four images: 0 misclassified; 1 both; 2 only the first; 3 both. The second was given one image more.
+    a = attack([0, 1, 1, 1], [0, 1, 1, 1], (0.0, 0.2, 0.4, 0.2))
+    b = attack([0, 1, 0, 1, 1], [0, 1, 1, 1, 1], (0.0, 0.1, 0.0, 0.4, 0.9))
+    found = tables.nearest({("pgd", "A"): a, ("pgd", "B"): b}, pixel_max=255.0)
+    assert found.attack.tolist() == ["A", "B", "best of all"]
+    assert found.model.tolist() == ["pgd"] * 3
+    assert found.n.tolist() == [3, 3, 3]
+    assert found.success_rate.tolist() == pytest.approx([1, 2 / 3, 1])
+    assert found.nearest_share.tolist() == pytest.approx([2 / 3, 1 / 3, 1])
+    assert found.mean_rms.tolist() == pytest.approx([255 * rms for rms in (0.8 / 3, 0.25, 0.7 / 3)])
+    assert found.mean_excess.tolist() == pytest.approx([0.8 / 0.7 - 1, 0.5 / 0.3 - 1, 0], abs=1e-6)
+
+
+def test_an_attack_without_a_success_has_no_excess():
+    found = tables.nearest({("pgd", "A"): attack([0, 0], [1, 1])}, pixel_max=1)
+    assert found.success_rate.tolist() == [0, 0]
+    assert found[["mean_rms", "mean_excess"]].isna().all(axis=None)
+
+
+def test_evasion_counts_the_attacked_images_whose_true_label_wins():
+    kept = bools(1, 1, 0, 0, 0)  # image 0 was misclassified and does not count
+    rows = [
+        ("number of views", 20, ONE, kept),
+        ("size of the views", 0.15, ONE, kept),
+        ("confidence", 4.0, attack([False], [False]), bools(1)),
+        ("published", "OPTMARGIN-authors", ONE, kept),
+    ]
+    found = tables.evasion(rows, ABOUT, pixel_max=255.0)
+    rate = wilson(1, 4)
+    assert found.columns.tolist() == [
+        *("curve", "demand", "n", "success_rate", "mean_rms", "region_accuracy", "region_low", "region_high")
+    ]
+    assert found.demand.tolist() == [20, pytest.approx(38.25), 4.0, "OPTMARGIN-authors (adam, authors)"]
+    first = found.iloc[0]
+    assert (first.n, first.success_rate, first.mean_rms) == (4, 0.75, pytest.approx(0.3 * 255))
+    assert (first.region_accuracy, first.region_low, first.region_high) == (0.25, rate.low, rate.high)
+    assert found.iloc[2].n == 0
+    assert found.iloc[2, 3:].isna().all()
+
+
+# Data sets and trained models
+
+
+def test_datasets_are_described_in_their_own_unit():
+    x = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1).expand(4, 2, 3, 5)
+    held = ImageSet(x.contiguous(), torch.tensor([0, 0, 0, 2]), ("a", "b", "c"), 255.0, "mine")
+    found = tables.datasets(held, held.first(2)).set_index("part")
+    assert found.index.tolist() == ["training", "test"]
+    assert found.loc["training"].to_dict() == {
+        "source": "mine",
+        "images": 4,
+        "shape": "2x3x5",
+        "classes": 3,
+        "fewest_in_a_class": 0,
+        "most_in_a_class": 3,
+        "lowest_pixel": 0.0,
+        "mean_pixel": pytest.approx(255 * 0.4375),
+        "highest_pixel": 255.0,
+    }
+    assert found.loc["test", "images"] == 2
+    assert found.loc["test", "highest_pixel"] == 63.75
+
+
+def test_accuracy_under_pgd_is_of_images_that_were_right_before_and_after():
+    results = {"normal": ONE, "pgd": attack([0, 0], [1, 1])}
+    schedules = {"normal": "normal", "pgd": "fast"}
+    found = tables.accuracy(results, schedules, eps=0.1, steps=40, pixel_max=255.0).set_index("model")
+    benign, robust = wilson(4, 5), wilson(1, 5)
+    assert found.loc["normal"].to_dict() == {
+        "n": 5,
+        "benign_accuracy": 0.8,
+        "benign_accuracy_low": benign.low,
+        "benign_accuracy_high": benign.high,
+        "pgd_accuracy": 0.2,
+        "pgd_accuracy_low": robust.low,
+        "pgd_accuracy_high": robust.high,
+        "eps": 25.5,
+        "steps": 40,
+        "schedule": "normal",
+    }
+    assert (found.loc["pgd", "pgd_accuracy"], found.loc["pgd", "schedule"]) == (1, "fast")
+
+
+# The vote
 
 
 @pytest.mark.parametrize(
-    ("counted", "n", "point", "hits"), [(None, 4, 0.25, 3), ((True, True, True, False), 3, 1 / 3, 2)]
+    ("correct", "n", "point", "hits"),
+    [((1, 1, 1, 1), 4, 0.25, 3), ((1, 1, 1, 0), 3, 1 / 3, 2)],
 )
-def test_region_accuracy_is_over_the_counted_images(counted, n, point, hits):
-    labels = [torch.tensor(values) for values in ([0, 1, 2, 3], [0, 0, 0, 0], [0, 1, 0, 3])]
-    row = RegionRow("normal", "PGD", *labels, 0.02, 100, None if counted is None else bools(*counted))
-    got = cells(tables.region([row], pixel_max=255.0))
-    rate = wilson(hits, n)
+def test_region_accuracy_of_an_attack_is_over_the_attacked_images(correct, n, point, hits):
+    images = voted_images(attack([False] * 4, correct), [0, 0, 0, 0], [0, 1, 0, 3])
+    got, rate = region_row(images), wilson(hits, n)
+    assert (got["model"], got["examples"]) == ("normal", "PGD")
     assert (got["n"], got["samples"]) == (n, 100)
     assert got["point_accuracy"] == pytest.approx(point)
     assert (got["region_accuracy"], got["region_low"], got["region_high"]) == (rate.value, rate.low, rate.high)
     assert got["radius"] == pytest.approx(5.1)
 
 
+def test_benign_images_count_whether_they_were_right_or_not():
+    got = region_row(voted_images(attack([0] * 4, [1, 0, 0, 0]), [0, 0, 0, 0], [0, 1, 0, 3], "benign"))
+    assert (got["n"], got["point_accuracy"], got["region_accuracy"]) == (4, 0.25, 0.75)
+
+
+def test_sets_without_a_vote_have_no_row():
+    images = voted_images(ONE, [0] * 5, [0] * 5)
+    assert tables.region(images, radius=1, samples=1, pixel_max=1).examples.tolist() == ["PGD"]
+
+
 def test_point_accuracy_of_an_attack_is_one_minus_its_success_rate():
-    y = torch.arange(5)
-    result = attacked([False, True, True, False, False], [False, True, True, True, True])
-    point = torch.where(result.success | ~result.correct, (y + 1) % 5, y)
-    attack = cells(tables.attacks([AttackRow("normal", "PGD", result, eps=0.1)], pixel_max=1))
-    vote = cells(tables.region([RegionRow("normal", "PGD", y, point, y, 0.1, 100, result.correct)], pixel_max=1))
-    assert vote["point_accuracy"] == 1 - attack["success_rate"]
-    assert vote["n"] == attack["n"]
+    result = attack([False, True, True, False, False], [False, True, True, True, True])
+    point = torch.where(result.success | ~result.correct, (Y + 1) % 5, Y).tolist()
+    attacked = attacks_row(result, "PGD")
+    got = region_row(voted_images(result, point, Y.tolist()))
+    assert got["point_accuracy"] == 1 - attacked["success_rate"]
+    assert got["n"] == attacked["n"]
 
 
-def test_a_region_row_of_no_image_is_empty():
-    labels = torch.zeros(2, dtype=torch.int64)
-    got = cells(tables.region([RegionRow("normal", "PGD", labels, labels, labels, 0.1, 9, bools(0, 0))], pixel_max=1))
+def test_a_region_row_of_no_attacked_image_is_empty():
+    got = region_row(voted_images(attack([0, 0], [0, 0]), [1, 1], [0, 1]))
     assert got["n"] == 0
-    assert math.isnan(got["point_accuracy"])
-    assert math.isnan(got["region_accuracy"])
+    assert all(math.isnan(got[name]) for name in ("point_accuracy", "region_accuracy", "region_low", "region_high"))
+
+
+def test_other_regions_are_all_about_the_same_images():
+    s = presets.settings("digits")
+    variants = suite.region_variants(s, 64)
+    labels = {(variant, "benign"): torch.tensor([0, 1, 2, 0, 0]) for variant in variants}
+    labels |= {(variant, "PGD"): torch.tensor([0, 0, 2, 3, 0]) for variant in variants}
+    found = tables.other_regions(variants, labels, Y, bools(0, 1, 1, 1, 0), pixel_max=255.0)
+    assert list(zip(found["shape"], found["combine"], strict=True)) == [
+        (settings["shape"], settings["combine"]) for settings in variants.values()
+    ]
+    assert found.radius.tolist() == pytest.approx([255 * settings["radius"] for settings in variants.values()])
+    rate = wilson(2, 3)
+    for name in ("benign", "PGD"):
+        cells = found.iloc[0][["n", f"{name}_accuracy", f"{name}_accuracy_low", f"{name}_accuracy_high"]]
+        assert cells.tolist() == [3, rate.value, rate.low, rate.high]
+
+
+# The boundary
 
 
 @pytest.mark.parametrize(
@@ -156,9 +485,7 @@ def test_a_region_row_of_no_image_is_empty():
     ],
 )
 def test_the_median_keeps_infinite_rays(distance, median):
-    adjacent = [[1 if math.isfinite(t) else -1 for t in row] for row in distance]
-    row = BoundaryRow("normal", "benign", profile(distance, adjacent))
-    got = cells(tables.boundary([row], num_classes=3, pixel_max=255.0))
+    got = boundary_row(profile(distance), pixel_max=255.0)
     assert got["n"] == len(distance)
     assert got["reached_share"] == pytest.approx(np.isfinite(distance).mean())
     if median is None:
@@ -168,53 +495,216 @@ def test_the_median_keeps_infinite_rays(distance, median):
 
 
 def test_purities_are_means_over_images():
-    ones = [[0.1] * 4] * 2
-    row = BoundaryRow("normal", "FGSM", profile(ones, [[1, 1, 1, 1], [1, 2, 3, 4]]))
-    got = cells(tables.boundary([row], num_classes=5, pixel_max=1))
+    got = boundary_row(profile([[0.1] * 4] * 2, [[1, 1, 1, 1], [1, 2, 3, 4]]))
     assert [got[f"purity_{j}"] for j in (1, 2, 3)] == [0.625, 0.75, 0.875]
 
 
-def test_a_boundary_row_of_no_image_is_empty():
-    row = BoundaryRow("normal", "FGSM", profile([[0.1]], [[1]]).take(bools(False)))
-    got = cells(tables.boundary([row], num_classes=3, pixel_max=1))
-    assert got["n"] == 0
-    assert all(math.isnan(got[name]) for name in tables.BOUNDARY[3:])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_with_few_classes_all_three_purities_are_there(num_classes):
+    got = boundary_row(profile([[0.1, 0.2]]), num_classes=num_classes)
+    assert [got[f"purity_{j}"] for j in (1, 2, 3)] == [1, 1, 1]
 
 
-def test_ray_medians_are_per_image():
-    medians = tables.ray_medians(profile([[0.1, 0.3], [0.1, INF], [INF, INF]], [[1, 1], [1, -1], [-1, -1]]))
-    assert medians == pytest.approx([0.2, INF, INF])
-    assert tables.ray_medians(profile([[0.1]], [[1]]).take(bools(False))).shape == (0,)
+def geometry_row(triple, **changes):
+    entries = {
+        "reached": bools(*[[1, 1, 0], [1, 1, 1], [0, 0, 0]]),
+        "returned": bools(*[[1, 0, 0], [1, 1, 0], [0, 0, 0]]),
+        "angle": torch.tensor([[60.0, 80, NAN], [70, NAN, 90], [NAN, NAN, NAN]], dtype=torch.float64),
+    }
+    found = tables.geometry({("pgd", "benign"): Geometry(torch.tensor(triple), **{**entries, **changes})})
+    return only(found)
 
 
-def test_detector_rows_show_both_sizes_and_all_intervals():
-    rates = Rates(Rate(0.1, 0.05, 0.2, 40), Rate(0.2, 0.15, 0.3, 35), Rate(0.9, 0.8, 0.95, 75))
-    got = cells(tables.detector([DetectorRow("pgd", "all", "FGSM", rates)]))
-    assert [got[name] for name in tables.DETECTOR] == (
-        ["pgd", "all", "FGSM", 40, 35, 0.1, 0.05, 0.2, 0.2, 0.15, 0.3, 0.9, 0.8, 0.95]
-    )
+def test_a_row_of_geometry():
+    of_image, again = np.array([2.0, 1.0, 0.0]), wilson(3, 5)
+    half = stats.t.ppf(0.975, 2) * of_image.std(ddof=1) / math.sqrt(3)
+    assert geometry_row([[0, 4], [1, 1], [0, 0]]) == {
+        "model": "pgd",
+        "examples": "benign",
+        "n": 3,
+        "triple_cells": 1.0,
+        "triple_cells_low": 0.0,  # not below
+        "triple_cells_high": pytest.approx(1 + half),
+        "triple_share": pytest.approx(2 / 3),
+        "crossings": 5,
+        "reentry_share": 0.6,
+        "reentry_low": again.low,
+        "reentry_high": again.high,
+        "mean_angle": pytest.approx(75),
+    }
 
 
-def test_flips_are_shares_of_the_successful_examples():
-    flips = Stability(bools(0, 0, 0, 0), bools(1, 0, 0, 0), bools(1, 1, 0, 0), bools(1, 1, 1, 0))
-    got = cells(tables.stability([StabilityRow("pgd", "PGD", flips)]))
-    assert [got[name] for name in tables.STABILITY] == ["pgd", "PGD", 4, 0, 0.25, 0.5, 0.75]
+def test_a_low_end_above_zero_stays():
+    assert 0 < geometry_row([[10], [11], [12]])["triple_cells_low"] < 11
 
 
-def test_the_flips_of_no_example_are_empty_cells():
-    got = cells(tables.stability([StabilityRow("pgd", "PGD", Stability(*[bools()] * 4))]))
-    assert got["n"] == 0
-    assert all(math.isnan(got[name]) for name in tables.STABILITY[3:])
+def test_equal_images_say_nothing_of_the_spread():
+    got = geometry_row([[0], [0], [0]])
+    assert (got["triple_cells_low"], got["triple_cells"], got["triple_cells_high"]) == (0, 0, INF)
+    assert got["triple_share"] == 0
+
+
+def test_without_crossings_cells_stay_empty():
+    none = torch.zeros(3, 3, dtype=torch.bool)
+    angle = torch.full((3, 3), NAN, dtype=torch.float64)
+    got = geometry_row([[0], [2], [1]], reached=none, returned=none, angle=angle)
+    assert got["crossings"] == 0
+    assert all(math.isnan(got[name]) for name in ("reentry_share", "reentry_low", "reentry_high", "mean_angle"))
+
+
+@pytest.mark.parametrize(("wrong", "rays"), [(0, 512), (3, 40), (7, 7)])
+def test_a_row_of_the_audit(wrong, rays):
+    index = torch.arange(rays)
+    one = Audit(index, index, index.float(), index, index < wrong)
+    expected = wilson(wrong, rays)
+    assert only(tables.audit({("normal", "FGSM"): one})) == {
+        "model": "normal",
+        "examples": "FGSM",
+        "rays": rays,
+        "differing": wrong / rays,
+        "low": expected.low,
+        "high": expected.high,
+    }
+
+
+# The detector
+
+
+def test_detector_rows_are_of_profiles_that_no_detector_saw(judges):
+    unseen = {"benign": profiles_of(6, 0.9), "PGD": profiles_of(4, 0.1), "all": profiles_of(4, 0.9)}
+    found = tables.detector(judges, {"normal": unseen})
+    assert list(zip(found.trained_on, found.tested_on, strict=True)) == [
+        ("PGD", "PGD"),
+        ("PGD", "all"),
+        ("all", "PGD"),
+        ("all", "all"),
+    ]
+    for row in found.itertuples():
+        rates = judges["normal", row.trained_on].rates(unseen["benign"], unseen[row.tested_on])
+        assert (row.n_benign, row.n_adversarial) == (6, 4)
+        for name in ("false_positive_rate", "false_negative_rate", "auc"):
+            rate = getattr(rates, name)
+            cells = [getattr(row, name + end) for end in ("", "_low", "_high")]
+            assert cells == [rate.value, rate.low, rate.high]
+    assert found.auc.tolist() == [1, 0.5, 1, 0.5]  # equal profiles are told apart by nothing
+
+
+# For the reader
+
+RATES = pd.DataFrame(
+    {
+        "model": ["normal", "normal", "pgd"],
+        "attack": ["FGSM", "PGD", "FGSM"],
+        "n": [97, 97, 95],
+        "success_rate": [0.984, 1.0, NAN],
+        "success_rate_low": [0.971, 0.96, NAN],
+        "success_rate_high": [0.991, 1.0, NAN],
+        "mean_rms": [0.12345, INF, NAN],
+    }
+)
+
+
+def read(style):
+    """What stands in the page: the names of the columns, and the cells of every row."""
+    header, body = style.to_html().split("<tbody>")
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+    return re.findall(r"<th[^>]*>(.*?)</th>", header), rows
+
+
+def test_a_share_has_an_interval():
+    assert tables.share(bools(1, 1, 0, 1)) == wilson(3, 4)
+    assert math.isnan(tables.share(bools()).value)
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "text"),
+    [
+        ("success_rate", {"model": "normal", "attack": "FGSM"}, "98 % [97, 99]"),
+        ("success_rate", {"model": "pgd", "attack": "FGSM"}, "not measured"),
+        ("success_rate", {"model": "pgd", "attack": "PGD"}, "not measured"),
+        ("mean_rms", {"attack": "PGD"}, "inf"),
+        ("mean_rms", {"model": "normal", "attack": "FGSM"}, "0.123"),
+        ("n", {"model": "pgd"}, "95"),
+        ("attack", {"model": "pgd"}, "FGSM"),
+    ],
+)
+def test_a_cell_says_a_rate_with_its_interval(column, row, text):
+    assert tables.cell(RATES, column, **row) == text
+
+
+def test_a_cell_is_of_one_row():
+    with pytest.raises(ValueError, match=r"expected \{'model': 'normal'\} to name one row, got 2; name it by"):
+        tables.cell(RATES, "n", model="normal")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("auc", "0.9 [0.8, 0.95]"), ("differing", "90 % [80, 95]"), ("accuracy", "90 % [80, 95]")],
+)
+@pytest.mark.parametrize("ends", [("{}_low", "{}_high"), ("low", "high")])
+def test_the_interval_is_that_of_the_column_before_it(name, text, ends):
+    low, high = (end.format(name) for end in ends)
+    frame = pd.DataFrame({"model": ["a"], name: [0.9], low: [0.8], high: [0.95]})
+    assert tables.cell(frame, name, model="a") == text
+    assert read(tables.show(frame)) == (["model", name], [["a", text]])
+
+
+def test_a_rate_without_an_interval_is_still_in_per_cent():
+    frame = pd.DataFrame({"flips_8bit": [0.25], "reached_share": [1.0], "purity_1": [0.5], "flips_alone": [NAN]})
+    assert read(tables.show(frame))[1] == [["25 %", "100 %", "0.5", ""]]
+
+
+def test_a_table_is_shown_with_intervals_in_the_cells():
+    names, rows = read(tables.show(RATES))
+    assert names == ["model", "attack", "n", "success_rate", "mean_rms"]
+    assert rows == [
+        ["normal", "FGSM", "97", "98 % [97, 99]", "0.123"],
+        ["normal", "PGD", "97", "100 % [96, 100]", "inf"],
+        ["pgd", "FGSM", "95", "", ""],
+    ]
+    assert read(tables.show(RATES, columns=["attack", "success_rate"]))[0] == ["attack", "success_rate"]
+
+
+def test_a_table_is_pivoted_by_model():
+    style = tables.show(RATES, by="model", columns=["model", "attack", "n", "success_rate"])
+    assert style.data.index.tolist() == ["FGSM", "PGD"]
+    assert style.data.columns.tolist() == [
+        (name, model) for name in ("n", "success_rate") for model in ("normal", "pgd")
+    ]
+    assert style.data.loc["FGSM"].tolist() == ["97", "95", "98 % [97, 99]", ""]
+    assert style.data.loc["PGD"].tolist() == ["97", "", "100 % [96, 100]", ""]
+    page = style.to_html()
+    assert "98 % [97, 99]" in page
+    assert page.count("FGSM") == 1
+
+
+def test_the_order_of_the_rows_stays_when_two_columns_name_them():
+    frame = pd.DataFrame({"model": list("abab"), "x": list("zzyy"), "w": list("qqpp"), "n": [1, 2, 3, 4]})
+    shown = tables.show(frame, by="model").data
+    assert shown.index.tolist() == [("z", "q"), ("y", "p")]
+    assert shown.to_numpy().tolist() == [["1", "2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize("by", [None, "model"])
+def test_no_row_or_column_is_left_out(by):
+    size = 130  # pandas itself shows 60 rows and 20 columns
+    frame = pd.DataFrame({f"column {j}": [j * size + i for i in range(size)] for j in range(40)})
+    frame.insert(0, "model", ["normal", "pgd"] * (size // 2))
+    frame.insert(1, "row", [f"row {i // 2}" for i in range(size)])
+    page = tables.show(frame, by=by).to_html()
+    assert all(f"column {j}" in page for j in range(40))
+    assert all(f">{number}<" in page for number in range(40 * size))
+    assert "..." not in page
 
 
 def test_tables_survive_a_csv_file(tmp_path):
-    rows = [
-        AttackRow("normal", "FGSM", attacked([False], [True]), eps=0.15),
-        AttackRow("normal", "OPTSTRONG", attacked([True], [True]), solver="ddn", confidence=10.0),
-    ]
-    frame = tables.attacks(rows, pixel_max=1)
-    frame.to_csv(tmp_path / "attacks.csv", index=False)
-    again = pd.read_csv(tmp_path / "attacks.csv")
+    results = {("normal", "FGSM"): attack([False], [True]), ("normal", "OPTSTRONG"): attack([True], [True])}
+    images = tables.attacked(results, {"normal": bools(1)}, Y, pixel_max=1)
+    frame = tables.attacks(images, results, ABOUT, dict.fromkeys(results, 1.0), pixel_max=1)
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
+    run.write_table("attacks", frame)
+    again = run.read_table("attacks", made_by="03_attacks")
     assert list(again) == list(frame)
     assert again["mean_rms"].isna().tolist() == [True, False]
     assert again["n"].tolist() == frame["n"].tolist() == [1, 1]
+    assert np.array_equal(again["success_rate_high"], frame["success_rate_high"])

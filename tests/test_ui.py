@@ -14,11 +14,11 @@ import pytest
 import torch
 from browser import READY, SECONDS, chromium, jupyter_lab
 
-from nbsupport import stages, store
-from nbsupport.stages import FILTERS, Stored
+from nbsupport import files, store
 from nbsupport.store import Run
 from nbsupport.widgets.explorer import figure
 from nbsupport.widgets.still import png
+from nbsupport.widgets.stored import FILTERS, THRESHOLD, Stored
 
 pytestmark = [pytest.mark.ui, pytest.mark.slow]
 LISTS = ("model", "attack", "class", "filter")
@@ -52,9 +52,9 @@ class Explorer:
         """Go to the first image of the filter `condition`, wherever an earlier test has gone."""
         for label, option in (("model", model), ("attack", attack), ("class", "all classes")):
             self.choose(label, option)
-        self.choose("filter", FILTERS["all"])  # a filter that changes begins at its first image
+        self.choose("filter", FILTERS["all"].text)  # a filter that changes begins at its first image
         self.wait(model=model, attack=attack, filter="all")
-        self.choose("filter", FILTERS[condition])
+        self.choose("filter", FILTERS[condition].text)
         return self.wait(model=model, attack=attack, filter=condition)
 
     def press(self, name: str) -> None:
@@ -135,16 +135,15 @@ def stored(folder: Path) -> Stored:
 
 def expected(stored: Stored, data: dict[str, str]) -> str:
     """The digest of the picture that belongs to what the status says, drawn here."""
-    model, attack = data["model"], data["attack"]
-    row = stored.examples[model, attack].index.tolist().index(int(data["index"]))
-    return hashlib.sha256(png(figure(stored, model, attack, stored.single(model, attack, row)))).hexdigest()
+    shown = stored.single(data["model"], data["attack"], int(data["index"]))
+    return hashlib.sha256(png(figure(stored, shown))).hexdigest()
 
 
 def check(explorer: Explorer, stored: Stored, data: dict[str, str]) -> None:
     """Title, picture and numbers are those of the run folder."""
     stem = Path(data["model"], f"{data['attack']}.safetensors")
-    attack = store.load_tensors(stored.run.path("attacks") / stem)
-    votes = store.load_tensors(stored.run.path("region") / stem)
+    attack = files.load_tensors(stored.run.path("attacks") / stem)
+    votes = files.load_tensors(stored.run.path("region") / stem)
     row = attack["index"].tolist().index(int(data["index"]))
     assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)
     assert (data["y"], data["vote"]) == (str(int(attack["y"][row])), str(int(votes["label"][row])))
@@ -156,9 +155,13 @@ def check(explorer: Explorer, stored: Stored, data: dict[str, str]) -> None:
 
 def test_mouse_and_keyboard_show_what_is_stored(explorer: Explorer, stored: Stored) -> None:
     page, box = explorer.page, explorer.box
-    check(explorer, stored, explorer.data())
+    data = explorer.data()
+    check(explorer, stored, data)
+    assert data["success"] == "true", "it opens on a telling image"
+    shown = stored.single("normal", "OPTMARGIN", int(data["index"]))
+    assert "Not shown" not in " ".join(text.get_text() for text in figure(stored, shown).texts), "five panels are drawn"
     chosen = [box.get_by_label(name, exact=True).evaluate("list => list.value") for name in LISTS]
-    assert chosen == ["normal", "OPTMARGIN", "all classes", FILTERS["all"]]
+    assert chosen == ["normal", "OPTMARGIN", "all classes", FILTERS["all"].text]
     explorer.begin("normal", "OPTMARGIN", "succeeded")
     data = explorer.redrawn(lambda: explorer.choose("model", "pgd"), model="pgd")
     check(explorer, stored, data)
@@ -168,7 +171,7 @@ def test_mouse_and_keyboard_show_what_is_stored(explorer: Explorer, stored: Stor
     table = pd.read_csv(stored.run.path("tables", "attacks.csv")).set_index(["model", "attack"]).loc["pgd", "PGD"]
     assert int(data["count"]) == round(table.success_rate * table.n) > 3
 
-    index = stored.examples["pgd", "PGD"].index[stored.select("pgd", "PGD", "succeeded")].tolist()
+    index = stored.select("pgd", "PGD", "succeeded")["index"].tolist()
     data = explorer.redrawn(lambda: explorer.press("next"), index=str(index[1]))
     check(explorer, stored, data)
 
@@ -202,17 +205,17 @@ def test_every_control_is_reached_by_tab(explorer: Explorer) -> None:
 
 
 def test_the_filter_of_missed_images(explorer: Explorer, stored: Stored) -> None:
-    for model, attack in stored.detectors:
-        if (model, attack) in stored.examples and len(stored.select(model, attack, "missed")):
+    for model, attack in stored.results["detector"]:
+        if (model, attack) in stored.images and len(rows := stored.select(model, attack, "missed")):
             break
     else:
         pytest.skip("no detector of this run misses any image")
     data = explorer.begin(model, attack, "missed")
-    rows = stored.select(model, attack, "missed")
-    index, scores = stored.scores(model, attack, attack)
-    assert stored.examples[model, attack].index[rows].tolist() == index[scores < stages.THRESHOLD].tolist()
+    scores = stored.results["detector"][model, attack].score(stored.results["boundary"][model, attack])
+    probed = stored.run.inputs(f"boundary/{model}/{attack}")["index"]
+    assert rows["index"].tolist() == probed[scores < THRESHOLD].tolist()
     assert data["count"] == str(len(rows))
-    assert float(data["score"]) < stages.THRESHOLD
+    assert float(data["score"]) < THRESHOLD
     check(explorer, stored, data)
 
 
@@ -237,8 +240,7 @@ def test_the_slice_and_the_live_part(explorer: Explorer, stored: Stored) -> None
     explorer.press("save")
     explorer.wait("nb-live", state="saved")
     (path,) = stored.run.path("live").rglob("*.safetensors")
-    saved = store.load_tensors(path)
-    x_adv = stored.examples["normal", "OPTMARGIN"].result.x_adv
-    assert torch.equal(saved["image"], x_adv[stored.select("normal", "OPTMARGIN", "largest")[0]])
+    saved = files.load_tensors(path)
+    assert torch.equal(saved["image"], stored.given("normal", "OPTMARGIN", int(data["index"]))[3])
     explorer.press("probe")
     explorer.wait("nb-live", state="off")

@@ -18,11 +18,12 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import journal, manifest, stages, store, widgets
+from nbsupport import files, store, widgets
 from nbsupport.runner import report
-from nbsupport.stages import FILTERS, Stored
-from nbsupport.store import Run
+from nbsupport.store import MODELS, Run, journal, manifest
 from nbsupport.widgets import still
+from nbsupport.widgets.explorer import figure
+from nbsupport.widgets.stored import FILTERS, Stored
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -79,38 +80,44 @@ def copy(smoke: Run, tmp_path: Path) -> Path:
 
 def expected(stored: Stored, model: str, attack: str, condition: str) -> list[int]:
     """The positions of the images to show, image by image from the stored tensors."""
-    found = stored.examples[model, attack]
-    votes = stored.votes[model, attack]
-    probed, profile = stored.profiles.get((model, attack), (torch.empty(0), None))
-    detector = stored.detectors.get((model, attack))
+    found, run = stored.results["attacks"][model, attack], stored.run
+    given, votes = run.inputs(f"attacks/{model}/{attack}"), stored.results["region"][model, attack]
+    profile, detector = (stored.results[folder].get((model, attack)) for folder in ("boundary", "detector"))
+    probed = [] if profile is None else run.inputs(f"boundary/{model}/{attack}")["index"].tolist()
     keep = []
-    for row, index in enumerate(found.index.tolist()):
-        correct, success = bool(found.result.correct[row]), bool(found.result.success[row])
+    for row, index in enumerate(given["index"].tolist()):
+        correct, success = bool(found.correct[row]), bool(found.success[row])
         missed = False
-        if detector is not None and profile is not None and index in probed.tolist():
-            place = probed.tolist().index(index)
-            missed = float(detector.score(profile.take(torch.tensor([place])))[0]) < 0.5
+        if detector is not None and index in probed:
+            missed = float(detector.score(profile.take(torch.tensor([probed.index(index)])))[0]) < 0.5
         fulfils = {
             "all": True,
             "succeeded": success,
             "failed": correct and not success,
-            "vote-wrong": correct and int(votes.vote.label[row]) != int(found.y[row]),
+            "vote-wrong": correct and int(votes.label[row]) != int(given["y"][row]),
             "missed": missed,
             "largest": success,
         }
         if fulfils[condition]:
-            keep.append((-float(found.result.rms[row]) if condition == "largest" else 0.0, index))
+            keep.append((-float(found.rms[row]) if condition == "largest" else 0.0, index))
     return [index for _, index in sorted(keep)]
+
+
+def selected(stored: Stored, model: str, attack: str, condition: str, y: int | None = None) -> list[int]:
+    """The positions of the images that the filter shows."""
+    positions: list[int] = stored.select(model, attack, condition, y)["index"].tolist()
+    return positions
 
 
 @pytest.mark.parametrize("condition", FILTERS)
 def test_filters_select_exactly_the_right_images(explorer: Driver, stored: Stored, condition: str) -> None:
-    for model in stages.MODELS:
+    for model in MODELS:
         for attack in ("FGSM", "OPTBRITTLE", "OPTMARGIN"):
             wanted = expected(stored, model, attack, condition)
-            rows = stored.select(model, attack, condition)
-            assert stored.examples[model, attack].index[rows].tolist() == wanted
-    data = explorer(model="pgd", attack="FGSM", filter=condition)
+            assert selected(stored, model, attack, condition) == wanted
+    explorer(model="pgd", attack="FGSM", filter="succeeded")
+    explorer(filter="all")
+    data = explorer(filter=condition)
     wanted = expected(stored, "pgd", "FGSM", condition)
     assert (data["filter"], data["count"]) == (condition, str(len(wanted)))
     assert data["index"] == (str(wanted[0]) if wanted else "")
@@ -122,6 +129,41 @@ def test_an_unknown_filter_is_refused(stored: Stored) -> None:
         stored.select("normal", "FGSM", "wrong")
 
 
+def probed_successes(stored: Stored, model: str, attack: str) -> set[int]:
+    """The positions of the images on which the attack succeeded and whose rays are stored."""
+    if (model, attack) not in stored.results["boundary"]:
+        return set()
+    probed = set(stored.run.inputs(f"boundary/{model}/{attack}")["index"].tolist())
+    return probed & set(expected(stored, model, attack, "succeeded"))
+
+
+def test_it_opens_on_the_first_probed_success(explorer: Driver, stored: Stored) -> None:
+    data = explorer.data
+    assert (data["state"], data["success"], data["filter"]) == ("ready", "true", "all")
+    assert int(data["index"]) == min(probed_successes(stored, "normal", "OPTMARGIN"))
+    shown = stored.single("normal", "OPTMARGIN", int(data["index"]))
+    for version in (shown.original, shown.adversarial):
+        panels = version.image, version.counts, version.profile, version.purity, version.score
+        assert all(panel is not None for panel in panels)
+    assert explorer.png == still.png(figure(stored, shown))
+
+
+def test_another_attack_opens_on_a_probed_success_where_the_image_is_not_in_the_list(
+    explorer: Driver, stored: Stored
+) -> None:
+    short = next(name for name in stored.names() if len(stored.images["normal", name]) < 12)
+    explorer(image=12)
+    data = explorer(attack=short)
+    best = probed_successes(stored, "normal", short) or set(expected(stored, "normal", short, "succeeded"))
+    assert data["index"] == str(min(best, default=0))
+
+
+def test_without_rays_it_opens_on_the_first_success(copy: Path, stored: Stored) -> None:
+    unfinished(copy, "05_boundary_analysis", "06_detector")
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer.data["index"] == str(min(expected(stored, "normal", "OPTMARGIN", "succeeded")))
+
+
 def test_every_control_changes_picture_and_status(explorer: Driver, stored: Stored) -> None:
     seen = {explorer.png: explorer.data}
     assert explorer.png.startswith(b"\x89PNG")
@@ -131,20 +173,21 @@ def test_every_control_changes_picture_and_status(explorer: Driver, stored: Stor
         assert data not in seen.values()
         seen[explorer.png] = data
     assert (data["model"], data["attack"], data["filter"]) == ("pgd", "FGSM", "succeeded")
-    explorer(model="normal", attack="OPTMARGIN", filter="all", image=1)
+    explorer(model="normal", attack="OPTMARGIN", filter="all", image=2)
     assert next(iter(seen)) == explorer.png, "the same image gives the same picture"
 
 
 def test_the_class_filter_selects_images_of_that_class(explorer: Driver, stored: Stored) -> None:
-    found = stored.examples["normal", "OPTMARGIN"]
+    found = stored.run.inputs("attacks/normal/OPTMARGIN")
+    position, true = found["index"].tolist(), found["y"]
     assert explorer.by["class"].label == "all classes"
-    for y in sorted(set(found.y.tolist())):
+    for y in sorted(set(true.tolist())):
         for condition in FILTERS:
-            rows = stored.select("normal", "OPTMARGIN", condition, y)
-            wanted = [row for row in stored.select("normal", "OPTMARGIN", condition).tolist() if found.y[row] == y]
-            assert rows.tolist() == wanted
+            every = selected(stored, "normal", "OPTMARGIN", condition)
+            wanted = [index for index in every if true[position.index(index)] == y]
+            assert selected(stored, "normal", "OPTMARGIN", condition, y) == wanted
         data = explorer(**{"class": y})
-        assert (data["class"], data["y"], data["count"]) == (str(y), str(y), str(int((found.y == y).sum())))
+        assert (data["class"], data["y"], data["count"]) == (str(y), str(y), str(int((true == y).sum())))
     assert explorer(**{"class": -1})["class"] == ""
     with pytest.raises(ValueError, match="expected y"):
         stored.select("normal", "FGSM", "all", -1)
@@ -152,8 +195,7 @@ def test_the_class_filter_selects_images_of_that_class(explorer: Driver, stored:
 
 def test_a_typed_number_goes_to_the_nearest_image_of_the_filter(explorer: Driver, stored: Stored) -> None:
     explorer(filter="succeeded", attack="OPTBRITTLE")
-    rows = stored.select("normal", "OPTBRITTLE", "succeeded")
-    index = stored.examples["normal", "OPTBRITTLE"].index[rows].tolist()
+    index = selected(stored, "normal", "OPTBRITTLE", "succeeded")
     field = explorer.by["test image"]
     for typed in (index[-1], 0, *index[:2]):
         data = explorer(**{"test image": typed})
@@ -166,15 +208,15 @@ def test_a_typed_number_goes_to_the_nearest_image_of_the_filter(explorer: Driver
 
 
 def test_the_band_is_that_of_the_benign_images(stored: Stored) -> None:
-    for model in stages.MODELS:
-        distance = np.sort(stored.profiles[model, "benign"][1].distance.double().numpy(), axis=1)
+    for model in MODELS:
+        distance = np.sort(stored.results["boundary"][model, "benign"].distance.double().numpy(), axis=1)
         wanted = np.quantile(distance, [0.1, 0.5, 0.9], axis=0, method="higher")
-        np.testing.assert_array_equal(stored.band(model), wanted)
-        assert stored.band(model) is stored.band(model)
+        np.testing.assert_array_equal(stored.bands[model], wanted)
 
 
 def test_previous_and_next_stop_at_the_ends(explorer: Driver) -> None:
     previous, following = explorer.by["previous"], explorer.by["next"]
+    assert explorer(image=1)["index"] == "0"
     assert previous.disabled
     assert not following.disabled
     following.click()
@@ -197,22 +239,23 @@ def test_another_model_or_attack_stays_at_the_image(explorer: Driver) -> None:
 
 def test_numbers_are_those_of_the_artifacts(explorer: Driver, stored: Stored, smoke: Run) -> None:
     explorer(attack="OPTMARGIN", filter="succeeded")
-    for model in stages.MODELS:
+    for model in MODELS:
         data = explorer(model=model)
         index = int(data["index"])
-        attack = store.load_tensors(smoke.path("attacks", model, "OPTMARGIN.safetensors"))
-        votes = store.load_tensors(smoke.path("region", model, "OPTMARGIN.safetensors"))
+        attack = files.load_tensors(smoke.path("attacks", model, "OPTMARGIN.safetensors"))
+        votes = files.load_tensors(smoke.path("region", model, "OPTMARGIN.safetensors"))
         row = attack["index"].tolist().index(index)
         assert data["success"] == "true"
         assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)
         assert int(data["y"]) == int(attack["y"][row])
         assert int(data["vote"]) == int(votes["label"][row])
-        if (model, "OPTMARGIN") not in stored.detectors:
+        detector = stored.results["detector"].get((model, "OPTMARGIN"))
+        if detector is None:
             assert data["score"] == ""
             continue
         for name, shown in (("OPTMARGIN", data["score"]), ("benign", data["benign-score"])):
-            found, profile = stored.profiles[model, name]
-            score = stored.detectors[model, "OPTMARGIN"].score(profile)[found.tolist().index(index)]
+            found = smoke.inputs(f"boundary/{model}/{name}")["index"].tolist()
+            score = detector.score(stored.results["boundary"][model, name])[found.index(index)]
             assert float(shown) == pytest.approx(float(score), rel=1e-5)
 
 
@@ -231,7 +274,7 @@ def test_counts_of_the_filters_are_those_of_the_tables(stored: Stored, smoke: Ru
 
 def test_detectors_are_loaded_as_they_were_trained(smoke: Run) -> None:
     trained = {path.relative_to(smoke.path("detector")) for path in smoke.path("detector").glob("*/*.safetensors")}
-    loaded = stages.load_detectors(smoke)
+    loaded = Stored(smoke).results["detector"]
     assert {Path(model, f"{name}.safetensors") for model, name in loaded} == trained
 
 
@@ -272,32 +315,65 @@ def test_a_redraw_is_quick(explorer: Driver) -> None:
     assert statistics.median(taken) < 0.6  # 0.25 s on the slowest machine it was measured on
 
 
+def unfinished(folder: Path, *stages: str) -> None:
+    """Let the run be as it was before these stages."""
+    contents = manifest.read(folder)
+    for stage in stages:
+        del contents["stages"][stage]
+    manifest.write(folder, contents)
+
+
 @pytest.mark.parametrize(
-    ("missing", "words"),
+    ("missing", "stage"),
     [
-        ("region", ["votes", "04_region_classification"]),
-        ("boundary", ["profiles", "05_boundary_analysis"]),
-        ("detector", ["detectors", "06_detector"]),
+        ("votes", "04_region_classification"),
+        ("profiles", "05_boundary_analysis"),
+        ("detectors", "06_detector"),
     ],
 )
-def test_a_half_done_run_shows_the_rest_and_names_the_command(copy: Path, missing: str, words: list[str]) -> None:
-    shutil.rmtree(copy / missing)
-    contents = manifest.read(copy)
-    del contents["stages"]["06_detector"]
-    manifest.write(copy, contents)
+def test_a_half_done_run_shows_the_rest_and_names_the_command(copy: Path, missing: str, stage: str) -> None:
+    unfinished(copy, *dict.fromkeys((stage, "06_detector")))
     explorer = Driver(widgets.instance_explorer(copy))
     assert explorer.data["state"] == "ready"
-    for word in [*words, "python -m nbsupport run digits --preset smoke"]:
+    for word in (f"Not stored: {missing}.", stage, "python -m nbsupport run digits --preset smoke"):
         assert word in explorer.text
     for condition in FILTERS:
         explorer(filter=condition)
-    assert (Stored(store.existing_run(copy)).band("normal") is None) == (missing == "boundary")
-    explorer(filter={"region": "vote-wrong"}.get(missing, "missed"))
+    assert ("normal" in Stored(store.existing_run(copy)).bands) == (missing != "profiles")
+    explorer(filter={"votes": "vote-wrong"}.get(missing, "missed"))
     assert explorer.data["state"] == "none"
 
 
+@pytest.mark.parametrize("table", ["images_votes", "images_boundary", "images"])
+def test_a_table_that_is_gone_counts_as_not_stored(copy: Path, table: str) -> None:
+    (copy / "tables" / f"{table}.csv").unlink()
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer.data["state"] == "ready"
+    assert f"{table}.csv is missing; the notebook" in explorer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"), [("confidence", ["03_attacks", "06_detector"]), ("detector_steps", ["06_detector"])]
+)
+def test_results_out_of_date_are_shown_with_what_has_changed(copy: Path, name: str, stages: list[str]) -> None:
+    contents = manifest.read(copy)
+    contents["parameters"][name] = 7
+    manifest.write(copy, contents)
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer.data["state"] == "ready"
+    told = re.findall(rf"Out of date: the results of (\w+) \({name}: .* -> 7\); run that notebook again", explorer.text)
+    assert set(stages) <= set(told)
+    assert ("03_attacks" in told) == ("03_attacks" in stages)
+
+
 def test_an_attack_without_a_detector_says_why_none_is_missed(copy: Path) -> None:
-    (copy / "detector" / "normal" / "OPTMARGIN.safetensors").unlink()
+    contents = manifest.read(copy)
+    del contents["stages"]["06_detector"]["outputs"]["detector/normal/OPTMARGIN.safetensors"]
+    manifest.write(copy, contents)
+    run = store.existing_run(copy)
+    images = run.read_table("images", "06_detector")
+    own = (images.model == "normal") & (images.examples == "OPTMARGIN")
+    run.write_table("images", images.assign(detector_score=images.detector_score.mask(own)))
     explorer = Driver(widgets.instance_explorer(copy))
     assert explorer(filter="missed")["state"] == "none"
     assert "no detector was trained on OPTMARGIN" in explorer.text
@@ -324,6 +400,11 @@ def unreadable(folder: Path) -> str:
     return r"run\.json is damaged"
 
 
+def not_attacked(folder: Path) -> str:
+    unfinished(folder, "03_attacks")
+    return r"attacks is not complete; the notebook 03_attacks makes it: run\n\s*python -m nbsupport run digits"
+
+
 def other_parameters(folder: Path) -> str:
     contents = manifest.read(folder)
     del contents["parameters"]["test_data"]
@@ -333,9 +414,10 @@ def other_parameters(folder: Path) -> str:
 
 def other_entries(folder: Path) -> str:
     path = folder / "attacks" / "normal" / "FGSM.safetensors"
-    tensors = store.load_tensors(path)
-    store.save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "rms"}, seconds="1")
-    return r"this version of nbsupport .* without 'rms'.*\n\s*python -m nbsupport run digits"
+    tensors, metadata = files.load_with_metadata(path)
+    own = {name: text for name, text in metadata.items() if name not in ("contents", "sha256")}
+    files.save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "rms"}, **own)
+    return r"this version of nbsupport in .*, got others: .*'rms'.*\n\s*python -m nbsupport run digits"
 
 
 def no_data(folder: Path) -> str:
@@ -345,7 +427,9 @@ def no_data(folder: Path) -> str:
     return "nowhere"
 
 
-@pytest.mark.parametrize("harm", [no_attacks, damaged, no_run, unreadable, other_parameters, other_entries, no_data])
+@pytest.mark.parametrize(
+    "harm", [no_attacks, not_attacked, damaged, no_run, unreadable, other_parameters, other_entries, no_data]
+)
 def test_a_folder_that_cannot_be_shown_gives_a_message(copy: Path, harm: Any) -> None:
     message = harm(copy)
     explorer = Driver(widgets.instance_explorer(copy))

@@ -1,228 +1,164 @@
-"""The explorer's panels that evaluate the model: the slice and the live part."""
+"""Images between two others, and slices with views, against the stored results of the smoke run."""
 
 from __future__ import annotations
 
-import asyncio
-import html
-import re
-import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_widgets import Driver, parts
 
-from nbsupport import manifest, stages, store, widgets
-from nbsupport.stages import FILTERS, Stored
+from nbsupport import files, presets, runtime, store, suite
+from nbsupport.models.analytic import HalfSpace
 from nbsupport.store import Run
+from nbsupport.widgets.live import THIRDS, ViewSlice, look_between, save_live, slice_with_views
+from nbsupport.widgets.stored import Stored
 
 pytestmark = pytest.mark.slow  # the smoke run
 
 
-class Panels(Driver):
-    """What a reader does with the two panels, and what they see."""
-
-    def __init__(self, run_dir: Path) -> None:
-        box: Any = widgets.instance_explorer(run_dir)
-        super().__init__(box)
-        self.sliders = [part for part in parts(box) if part.__class__.__name__ == "FloatSlider"]
-
-    def says(self, kind: str) -> dict[str, str]:
-        (tag,) = [tag for text in self.texts for tag in re.findall(rf'<span class="{kind}"[^>]*>', text.value)]
-        return {name: html.unescape(value) for name, value in re.findall(r'data-([a-z-]+)="([^"]*)"', tag)}
+@pytest.fixture(scope="module")
+def stored(smoke: Run) -> Stored:
+    return Stored(smoke)
 
 
-@pytest.fixture
-def panels(smoke: Run) -> Panels:
-    found = Panels(smoke.dir)
-    found(model="normal", attack="OPTMARGIN", filter="largest")
-    return found
+def chosen(stored: Stored, attack: str, condition: str) -> list[int]:
+    """The positions of the images of the normal model that fulfil `condition`."""
+    positions: list[int] = stored.select("normal", attack, condition)["index"].tolist()
+    assert positions
+    return positions
 
 
-@pytest.fixture
-def copied(smoke: Run, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(smoke.dir, tmp_path / "run"))
+def sliced(stored: Stored, attack: str, index: int, **options: Any) -> ViewSlice:
+    y = int(stored.row("normal", attack, index).y)
+    return slice_with_views(*stored.given("normal", attack, index), y, attack, **options)
 
 
-def refuse(*_: object, **__: object) -> Any:
-    raise AssertionError("the model is evaluated")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_ends_repeat_what_is_stored(stored: Stored, share: float) -> None:
+    index = chosen(stored, "OPTMARGIN", "largest")[0]
+    shown = stored.single("normal", "OPTMARGIN", index)
+    version = shown.adversarial if share else shown.original
+    *_, live = look_between(*stored.given("normal", "OPTMARGIN", index), share, rays=1000)
+    seen = live.version
+    assert live.complete
+    assert torch.equal(seen.image, version.image)
+    assert live.rms == pytest.approx(share * shown.row.rms, rel=1e-5)
+    assert (seen.label, seen.vote, seen.share) == (version.label, version.vote, version.share)
+    assert seen.counts is not None
+    assert seen.profile is not None
+    assert version.counts is not None
+    assert version.profile is not None
+    assert seen.counts.tolist() == version.counts.tolist()
+    assert live.directions.tolist() == list(range(version.profile.distance.shape[1]))
+    for name, tensor in version.profile.tensors().items():
+        assert torch.equal(getattr(seen.profile, name), tensor), name
 
 
-def test_models_are_only_evaluated_in_open_panels(smoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "load_model", refuse)
-    panels = Panels(smoke.dir)
-    for condition in FILTERS:
-        panels(filter=condition)
-    assert panels.says("nb-slice") == panels.says("nb-live") == {"state": "off"}
+def settings(**changes: object) -> presets.Settings:
+    return presets.settings("digits", "smoke", {"directions": 8, "samples": 30, **changes})
 
 
-def test_the_slice_follows_the_image_and_is_computed_once(panels: Panels, monkeypatch: pytest.MonkeyPatch) -> None:
-    panels(slice=True)
-    first = panels.says("nb-slice")
-    assert first | {"state": "ready", "index": panels.data["index"], "third": "view"} == first
-    assert (first["views"], first["wrong"]) == ("20", "20")
-    pictures = {bytes(panels.pictures[1].value)}
-    panels.by["second direction"].value = "gradient"
-    assert panels.says("nb-slice")["third"] == "gradient"
-    panels(image=2)
-    assert panels.says("nb-slice")["index"] == panels.data["index"] != first["index"]
-    pictures.add(bytes(panels.pictures[1].value))
-    assert len(pictures) == 2
-    monkeypatch.setattr(stages, "slice_with_views", refuse)
-    panels(image=1)
-    panels.by["second direction"].value = "view"
-    assert panels.says("nb-slice") == first
-    assert bytes(panels.pictures[1].value) in pictures
-    panels(slice=False)
-    assert panels.says("nb-slice") == {"state": "off"}
+def half_space() -> HalfSpace:
+    return HalfSpace(torch.ones(16), 16 * 0.6)  # class 1 where the mean of the pixels is above 0.6
 
 
-def test_panels_without_a_model_name_the_command(copied: Path) -> None:
-    (copied / "models" / "normal.safetensors").unlink()
-    panels = Panels(copied)
-    panels(filter="succeeded", slice=True, probe=True)
-    assert panels.data["state"] == "ready"
-    for kind in ("nb-slice", "nb-live"):
-        assert panels.says(kind)["state"] == "error"
-    assert panels.text.count("02_training makes it: run\n  ") == 2
-    assert "python -m nbsupport run digits --preset smoke" in panels.text
-    assert "Traceback" not in panels.text
-    panels(model="pgd")
-    assert panels.says("nb-slice")["state"] == "ready"
+def test_a_step_across_a_half_space_flips_prediction_vote_and_rays_in_turn() -> None:
+    x, x_adv = torch.full((1, 4, 4), 0.3), torch.full((1, 4, 4), 0.7)
+    labels = []
+    for share in (0.0, 0.5, 0.74, 0.76, 1.0, 1.5):
+        states = list(look_between(settings(), half_space(), x, x_adv, share))
+        assert [state.done for state in states] == list(range(1, states[-1].total + 1))
+        assert states[0].version.vote is None
+        assert states[1].version.profile is None
+        first, last = states[0], states[-1]
+        labels.append(last.version.label)
+        assert first.version.label == last.version.label == int((x + share * (x_adv - x)).mean() > 0.6)
+        assert last.rms == pytest.approx(0.4 * share, rel=1e-5)
+        profiles = [state.version.profile for state in states]
+        growing = [0 if profile is None else profile.distance.shape[1] for profile in profiles]
+        assert growing == [0, 0, 8, 16]  # 8 directions and their negations
+        assert [len(state.directions) for state in states] == growing
+    assert labels == [0, 0, 0, 1, 1, 1]
 
 
-def test_panels_of_no_image_are_closed(panels: Panels, smoke: Run) -> None:
-    panels(slice=True, probe=True)
-    stored = Stored(smoke)
-    y = next(y for y in range(10) if not len(stored.select("normal", "OPTMARGIN", "largest", y)))
-    data = panels(**{"class": y})
-    assert (data["state"], data["class"], data["count"]) == ("none", str(y), "0")
-    assert f'no image of class {y}, attacked by OPTMARGIN on the normal model, fulfils "succeeded' in panels.text
-    assert panels.says("nb-slice") == panels.says("nb-live") == {"state": "off"}
+def test_few_rays_are_spread_over_the_directions() -> None:
+    x = torch.full((1, 4, 4), 0.3)
+    *_, live = look_between(settings(), half_space(), x, x + 0.1, 0.5, rays=3)
+    assert live.directions.tolist() == [0, 8, 15]
+    every = suite.directions(settings(), (1, 4, 4))
+    *_, whole = look_between(settings(), half_space(), x, x + 0.1, 0.5, rays=len(every))
+    few, all_rays = live.version.profile, whole.version.profile
+    assert few is not None
+    assert all_rays is not None
+    assert torch.equal(all_rays.distance[:, live.directions], few.distance)
 
 
-def test_moving_the_slider_goes_from_the_original_to_the_adversarial_image(panels: Panels, smoke: Run) -> None:
-    stored = Stored(smoke)
-    shown = stored.single("normal", "OPTMARGIN", int(stored.select("normal", "OPTMARGIN", "largest")[0]))
-    (slider,) = panels.sliders
-    panels(probe=True)
-    assert panels.says("nb-live")["share"] == "0.5"
-    for share, version in ((0.0, shown.original), (1.0, shown.adversarial)):
-        slider.value = share
-        said = panels.says("nb-live")
-        assert said["state"] == "done"
-        assert (said["label"], said["vote"]) == (str(version.label), str(version.vote))
-        assert float(said["rms"]) == pytest.approx(share * shown.rms, rel=1e-5)
-        assert (said["rays"], said["done"]) == (str(stages.RAYS), said["total"])
-    slider.value = slider.max
-    assert panels.says("nb-live")["share"] == "1.5"
-    assert panels.bars[0].value == panels.bars[0].max
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"share": float("nan")}, "expected share"),
+        ({"rays": 0}, "expected rays"),
+        ({"x_adv": torch.full((1, 4, 4), 2.0)}, r"expected .* in \[0, 1\]"),
+    ],
+)
+def test_bad_input_is_refused(changes: dict[str, object], message: str) -> None:
+    known: dict[str, object] = {"x": torch.zeros(1, 4, 4), "x_adv": torch.ones(1, 4, 4), "share": 0.5}
+    with pytest.raises(ValueError, match=message):
+        next(look_between(settings(), half_space(), **{**known, **changes}))  # type: ignore[arg-type]
 
 
-def test_the_slider_also_takes_lengths(panels: Panels) -> None:
-    panels(probe=True)
-    (slider,) = panels.sliders
-    slider.value = 1.0
-    rms = float(panels.data["rms"])
-    panels.by["move by"].value = "rms"
-    assert slider.value == pytest.approx(rms, rel=1e-4)
-    assert slider.max == pytest.approx(1.5 * rms, rel=1e-4)
-    assert float(panels.says("nb-live")["share"]) == pytest.approx(1, rel=1e-4)
-    slider.value = rms / 2
-    assert float(panels.says("nb-live")["share"]) == pytest.approx(0.5, rel=1e-4)
-    assert float(panels.says("nb-live")["rms"]) == pytest.approx(rms / 2, rel=1e-4)
+def test_only_complete_looks_are_stored_and_read_back(tmp_path: Path) -> None:
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke", overrides={"directions": 8})
+    x = torch.full((1, 4, 4), 0.3)
+    first, *_, last = look_between(run.settings, half_space(), x, x + 0.3, 0.25)
+    with pytest.raises(ValueError, match=r"expected a complete look, got 1 of \d parts; let it finish"):
+        save_live(run, "normal", "FGSM", 3, first)
+    path = save_live(run, "normal", "FGSM", 3, last)
+    assert path == run.path("live", "normal", "FGSM-3-0.2500.safetensors")
+    tensors = files.load_tensors(path)
+    assert torch.equal(tensors["image"], last.version.image)
+    assert last.version.profile is not None
+    assert torch.equal(tensors["distance"], last.version.profile.distance)
+    assert int(tensors["index"]) == 3
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
 
-def test_an_attack_that_changed_nothing_leaves_no_way_to_go(panels: Panels, smoke: Run) -> None:
-    stored = Stored(smoke)
-    rms = stored.examples["normal", "OPTMARGIN"].result.rms
-    panels(filter="all", image=1 + int((rms == 0).nonzero()[0]), probe=True)
-    assert panels.says("nb-live")["state"] == "none"
-    assert "there is no way to go" in panels.text
+@pytest.mark.parametrize("attack", ["OPTMARGIN", "OPTMARGIN-adam"])
+def test_the_views_are_those_that_the_attack_fooled(stored: Stored, attack: str) -> None:
+    for index in chosen(stored, attack, "succeeded")[:3]:
+        seen = sliced(stored, attack, index, third="random", size=5)
+        _, network, _, x_adv = stored.given("normal", attack, index)
+        assert len(seen.labels) == stored.settings.views
+        assert (seen.labels != int(stored.row("normal", attack, index).y)).all()
+        assert int(seen.labels[-1]) == int(runtime.predict(network, x_adv[None])[0])
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition`; a test that waits in vain ends with its own time limit."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0)
+@pytest.mark.parametrize("third", THIRDS)
+def test_views_are_projected_onto_the_plane(stored: Stored, third: str) -> None:
+    index = chosen(stored, "OPTMARGIN", "largest")[0]
+    seen = sliced(stored, "OPTMARGIN", index, third=third, size=9)
+    place = seen.slice.points["OPTMARGIN"].double()
+    assert float(place[0]) == pytest.approx(stored.row("normal", "OPTMARGIN", index).rms, rel=1e-4)
+    torch.testing.assert_close(seen.views[-1], place)  # the zero view
+    lengths = (seen.views - place).square().sum(1).sqrt()
+    assert (lengths <= stored.settings.view_eps * 1.001).all(), "a projection is no longer than the view"
+    if third == "view":  # the plane holds the part of this view that is not along the attack's change
+        assert float(lengths.max()) == pytest.approx(stored.settings.view_eps, rel=1e-4)
 
 
-def test_cancel_ends_the_work_and_leaves_nothing_behind(panels: Panels) -> None:
-    threads = threading.active_count()
-
-    async def reader() -> dict[str, str]:
-        panels(probe=True)
-        assert not panels.by["cancel"].disabled
-        await until(lambda: panels.says("nb-live").get("rays", "0") not in ("0", str(stages.RAYS)))
-        assert panels.says("nb-live")["state"] == "running"
-        panels.by["cancel"].click()
-        said = panels.says("nb-live")
-        await until(lambda: len(asyncio.all_tasks()) == 1)
-        assert panels.says("nb-live") == said, "nothing is shown any more"
-        return said
-
-    said = asyncio.run(reader())
-    assert said["state"] == "cancelled"
-    assert 0 < int(said["done"]) < int(said["total"])
-    assert panels.by["cancel"].disabled
-    assert panels.by["save"].disabled
-    assert threading.active_count() == threads
+def test_other_attacks_are_looked_at_through_the_views_of_optmargin(stored: Stored) -> None:
+    index = chosen(stored, "OPTBRITTLE", "succeeded")[0]
+    seen = sliced(stored, "OPTBRITTLE", index, size=5)
+    wrong = seen.labels != int(stored.row("normal", "OPTBRITTLE", index).y)
+    assert bool(wrong[-1])
+    assert not bool(wrong.all()), "an image just across the boundary does not fool the views"
 
 
-def test_another_image_ends_the_work_on_the_one_before(panels: Panels) -> None:
-    async def reader() -> set[str]:
-        panels(probe=True)
-        await until(lambda: panels.says("nb-live").get("rays") == "8")
-        panels(image=2)
-        seen = {panels.says("nb-live")["index"]}
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0)
-            seen.add(panels.says("nb-live")["index"])
-        return seen
-
-    assert asyncio.run(reader()) == {panels.data["index"]}
-    assert panels.says("nb-live")["state"] == "done"
-
-
-def test_save_stores_what_is_shown(copied: Path) -> None:
-    panels = Panels(copied)
-    panels(attack="FGSM", filter="largest", probe=True)
-    panels.by["save"].click()
-    said = panels.says("nb-live")
-    assert said["state"] == "saved"
-    path = copied / "live" / "normal" / f"FGSM-{said['index']}-0.5000.safetensors"
-    assert str(path) in panels.text
-    tensors = store.load_tensors(path)
-    assert int(tensors["counts"].argmax()) == int(said["vote"])
-    assert len(tensors["directions"]) == stages.RAYS
-    run = store.existing_run(copied)
-    assert all(run.is_complete(stage)[0] for stage in manifest.read(copied)["stages"]), (
-        "the run is as complete as before"
-    )
-    panels.by["save"].click()
-
-
-def test_a_folder_that_cannot_be_written_to_is_told(copied: Path) -> None:
-    panels = Panels(copied)
-    panels(filter="largest", probe=True)
-    (copied / "live").write_text("a file where the folder should be")
-    panels.by["save"].click()
-    assert panels.says("nb-live")["state"] == "error"
-    assert "live" in panels.text
-
-
-def test_a_model_that_fails_is_told(panels: Panels, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("out of <memory>")
-
-    monkeypatch.setattr(stages, "load_model", lambda run, name: Broken())
-    panels(probe=True, slice=True)
-    assert panels.says("nb-live")["state"] == panels.says("nb-slice")["state"] == "error"
-    assert "RuntimeError: out of <memory>" in panels.text
-    assert "The slice cannot be drawn.\n" in re.sub("<.*?>", "\n", panels.text)
-    assert panels.by["cancel"].disabled
+def test_the_zero_view_alone_spans_no_plane_and_an_unknown_direction_is_refused(stored: Stored) -> None:
+    given = stored.given("normal", "FGSM", 1)
+    alone = presets.settings("digits", "smoke", {"views": 1}), *given[1:], 0, "FGSM"
+    seen = slice_with_views(*alone, third="view", size=5)
+    assert seen.views.shape == (1, 2)
+    with pytest.raises(ValueError, match="third"):
+        slice_with_views(*alone, third="views")

@@ -4,15 +4,72 @@ Every figure is taken in one process, beside the machine's own matrix rate, sinc
 ratios, not seconds. The results, with their conditions, are in the README.md of this folder.
 """
 
-from __future__ import annotations
+import dataclasses
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Callable
+import pandas as pd
 
-from nbsupport.bench import cases, machine
-from nbsupport.bench.results import Narrator, Results
-from nbsupport.bench.subject import Subject, obtain
+from nbsupport import files
+from nbsupport.bench import cases, measure
+from nbsupport.bench.measure import Narrator, Subject
+from nbsupport.bench.subject import obtain
+from nbsupport.runner import report
 
 IMAGES = {"attacks": 64, "boundary": 20, "region": 1000, "published": 30}  # measured on, unless told otherwise
+
+
+@dataclass
+class Results:
+    """The rows of a benchmark.
+
+    Attributes
+    ----------
+    subject : str
+        The model and its data set.
+    machine : dict
+        Device, its name, threads, versions; see `measure.described`.
+    notes : list of str
+        What was left out, and why; what a row must be read with.
+    matrix_rate : dict
+        The machine's float32 rate in FLOP/s, measured right before each benchmark, by its name.
+    rows : list of dict
+        In a row `bench` is the table that it belongs to, `what` what was measured; None: not measured.
+    """
+
+    subject: str
+    machine: dict[str, Any]
+    notes: list[str]
+    matrix_rate: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """Return everything as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+    def as_text(self) -> str:
+        """Return a table for each benchmark.
+
+        `forwards` and `backwards` are passes of one image, or of one ray, `matrix` is the share of the machine's matrix
+        rate, and `speed` compares with the first row.
+        """
+        machine = self.machine
+        threads = f"{machine['threads']} thread" + ("s" if machine["threads"] > 1 else "")
+        rates = ", ".join(f"{rate / 1e9:.4g} GFLOP/s before {name}" for name, rate in self.matrix_rate.items())
+        lines = [f"{self.subject}; {machine['device_name']}, {threads}, torch {machine['torch']}"]
+        lines.append(f"matrix rate: {rates}")
+        for name, rows in itertools.groupby(self.rows, lambda row: row["bench"]):
+            table = pd.DataFrame(rows).drop(columns="bench").dropna(axis=1, how="all").rename(columns=_short)
+            lines += ["", name, report.frame_text(table)]
+        return "\n".join(lines)
+
+
+def _short(column: str) -> str:
+    return re.sub("_accuracy|_per_(image|ray)|_share|_up", "", column).replace("_per_s", "/s")
 
 
 def most_images(what: str, images: int | None) -> int:
@@ -26,7 +83,7 @@ def run(
     narrator: Narrator,
     *,
     images: int | None = None,
-    keep: Callable[[Results], None] = lambda results: None,
+    keep: Path | None = None,
     seconds: float = 1.0,
 ) -> Results:
     """Return the measurements of the benchmark `what`.
@@ -42,17 +99,18 @@ def run(
         Told what comes and how long it may take.
     images : int, optional
         Images in every benchmark; None: as `IMAGES` says. Fewer, where the subject has fewer.
-    keep : callable, optional
-        Called with the results after every row, so that an interruption leaves what was measured.
+    keep : Path, optional
+        Where the results are written as JSON after every row, so that an interruption leaves what was measured.
     seconds : float
         For which the model's own pace is measured at least, before each benchmark.
     """
-    results = Results(subject.name, machine.described(subject.device), narrator.notes)
+    results = Results(subject.name, measure.described(subject.x.device), narrator.notes)
     for name in _named(what):
-        rate = results.matrix_rate[name] = machine.matrix_rate(subject.device)
+        rate = results.matrix_rate[name] = measure.matrix_rate(subject.x.device)
         for row in cases.rows(name, subject.first(images or IMAGES[name]), rate, narrator, seconds=seconds):
             results.rows.append(row)
-            keep(results)
+            if keep is not None:
+                files.write_text(keep, results.as_json())
     return results
 
 

@@ -1,114 +1,156 @@
-"""What is timed: the attacks, the boundary maps and the vote, each beside plain code that does the same."""
+"""What is timed: the attacks, the boundary maps and the vote, each beside code that does the same."""
 
-from __future__ import annotations
-
+import importlib
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbsupport import attacks, boundary, region, runtime
-from nbsupport.bench import machine, peers, published, timing
-from nbsupport.bench.results import Narrator, Row
-from nbsupport.bench.subject import Subject
-from nbsupport.bench.timing import Case, Measured
+from nbsupport import attacks, boundary, presets, region, runtime, suite
+from nbsupport.bench import measure, published
+from nbsupport.bench.measure import Case, Measured, Narrator, Subject
 
+Row = dict[str, Any]
 MEMORY_COUNTS = (64, 1000)  # images attacked
+INSTALL = "pip install -e '.[peers]'"
+UNPROJECTED = ("3.3.4",)  # Foolbox's releases whose L2FMNAttack.project scales by norms / norms, which is 1
+_TUNED = "tuned: handed the model with constant weights in channels-last order, which their users would have to know of"
 _STRIDE, _TOLERANCE = 8, 1e-4  # of the searches along a ray
-Found = attacks.Attack | Tensor  # of an attack; of others only the images (N, C, H, W)
 
 
 def rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrator, *, seconds: float) -> Iterator[Row]:
-    """Yield the rows of the benchmark `name`; "attacks" begins with the model alone and ends with memory."""
-    backward = name in ("attacks", "published")
-    paces = {}
+    """Yield the rows of the benchmark `name` as they are timed; "attacks" begins with the model alone.
+
+    The FLOP/s of the passes are stated as a share of `matrix_rate`. "attacks" ends with memory.
+    """
+    listed, said = _TABLES[name]
+    n, backward = len(subject.x), name in ("attacks", "published")
+
+    def row(table: str, run: Measured, columns: Row) -> Row:
+        share = {"matrix_share": subject.flops * run.passes_per_s / matrix_rate}
+        return {"bench": table, "what": run.case.what, "images": n, "seconds": run.seconds, **columns, **share}
+
+    paces = {}  # by which it is told how long a case may take
     for precision in runtime.PRECISIONS:
-        case = timing.batch(subject, precision, backward=backward)
-        run = paces[precision] = timing.measure(case, subject, seconds=seconds)
         if name == "attacks":
-            yield {"bench": "engine", **case.row(subject, run, run, matrix_rate)}
-            case = timing.batch(subject, precision, backward=True, rows=len(subject.x))  # what a search will meet
-            paces[precision] = timing.measure(case, subject, seconds=seconds / 4)
-    for row in timing.rows(_LISTED[name](subject, narrator), subject, matrix_rate, narrator, paces):
-        yield {"bench": name, **row}
+            run = measure.measure(measure.batch(subject, precision, backward=True), subject, seconds=seconds)
+            yield row("engine", run, {"images": run.result, "passes_per_s": run.passes_per_s})
+        met = measure.batch(subject, precision, backward=backward, rows=n if backward else None)
+        paces[precision] = measure.measure(met, subject, seconds=seconds).passes_per_s
+    cases = listed(subject, narrator)
+    most = [case.passes * n / paces[case.options.get("precision", "float32")] for case in cases]
+    narrator.coming(f"{len(cases)} rows, {n} images", sum(most))
+    first = None
+    for case, longest in zip(cases, most, strict=True):
+        narrator.coming(case.what, longest)
+        run = measure.measure(case, subject, narrator.ticker(case.what, case.passes * n, "passes at most"))
+        first = first or run
+        yield row(name, run, said(subject, run, first))
     if name == "attacks":
-        narrator.coming("memory", 2 * machine.STEPS * sum(MEMORY_COUNTS) / paces["float32"].passes_per_s)
+        narrator.coming("memory", 2 * measure.STEPS * sum(MEMORY_COUNTS) / paces["float32"])
         yield from memory(subject)
 
 
 def memory(subject: Subject) -> Iterator[Row]:
     """Yield the growth of the peak of memory as more images are attacked: their own size, and no more."""
-    grown = machine.memory_growth(subject.model, subject.x, subject.y, MEMORY_COUNTS)
+    grown = measure.memory_growth(subject.model, subject.x, subject.y, MEMORY_COUNTS)
+    what = f"OPTBRITTLE ddn {measure.STEPS}, {measure.SLOTS} slots"
     for count, size in zip(MEMORY_COUNTS, grown, strict=True):
-        yield {
-            "bench": "memory",
-            "what": f"OPTBRITTLE ddn {machine.STEPS}, {machine.SLOTS} slots",
-            "images": count,
-            "growth_mb": size / 1e6,
-            "inputs_and_results_mb": 2 * count * subject.x[0].nbytes / 1e6,
-        }
+        own = 2 * count * subject.x[0].nbytes / 1e6
+        yield {"bench": "memory", "what": what, "images": count, "growth_mb": size / 1e6, "inputs_and_results_mb": own}
 
 
 def all_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
-    """Return the attacks of this package, the published loop, and another library's where it is installed."""
-    loop = _on(published.carlini_wagner)
-    plain = Case("whole-batch C&W 4 x 200", loop, 200, 4 * 200 * 2, attacked, {"search_steps": 4})
-    return [*own_attacks(subject), plain, *peers.foolbox(attacked, narrator)]
+    """Return the attacks of this package, the published loop, and another library's where it is installed.
 
-
-def own_attacks(subject: Subject) -> list[Case]:
-    """Return the attacks of this package; those that search long also in mixed precision, right after float32."""
-    s = subject.settings
-    pgd, margin, eps = _on(attacks.pgd_linf, draws=True), _on(attacks.optmargin, draws=True), {"eps": s.view_eps}
+    Those that search long stand there also in mixed precision, right after float32.
+    """
+    s, margin, eps = subject.settings, _on(attacks.optmargin), {"eps": subject.settings.view_eps}
     cases = [
-        Case("PGD 40", pgd, 40, 40 * 2, attacked, {"eps": s.eps, "step_size": s.pgd_step_size}),
-        Case("OPTBRITTLE ddn 200", _on(attacks.ddn_l2), 200, 200 * 2, attacked),
+        Case("PGD 40", _on(attacks.pgd_linf), 40, 40 * 2, {"eps": s.eps, "step_size": s.pgd_step_size}),
+        Case("OPTBRITTLE ddn 200", _on(attacks.ddn_l2), 200, 200 * 2),
     ]
-    adam = eps | {"solver": "adam", "search_steps": 2}
     for case in (
-        Case(
-            "OPTBRITTLE adam 4 x 200", _on(attacks.carlini_wagner_l2), 200, 4 * 200 * 2, attacked, {"search_steps": 4}
-        ),
-        Case("OPTMARGIN ddn 200", margin, 200, 200 * (20 + 2 * 5), attacked, eps),
-        Case("OPTMARGIN adam 2 x 50", margin, 50, 2 * 50 * 2 * 20, attacked, adam),
+        Case("OPTBRITTLE adam 4 x 200", _on(attacks.carlini_wagner_l2), 200, 4 * 200 * 2, {"search_steps": 4}),
+        Case("OPTMARGIN ddn 200", margin, 200, 200 * (20 + 2 * 5), eps),
+        Case("OPTMARGIN adam 2 x 50", margin, 50, 2 * 50 * 2 * 20, {**eps, "solver": "adam", "search_steps": 2}),
     ):
-        confirmed = case.passes * 2 // 3  # at most: a look that found something is repeated in float32
+        passes = case.passes + case.passes * 2 // 3  # at most: a look that found something is repeated in float32
         options = {**case.options, "precision": "mixed"}
-        cases += [case, replace(case, what=f"{case.what}, mixed", passes=case.passes + confirmed, options=options)]
-    return cases
+        cases += [case, replace(case, what=f"{case.what}, mixed", passes=passes, options=options)]
+    plain = Case("whole-batch C&W 4 x 200", _on(published.carlini_wagner), 200, 4 * 200 * 2, {"search_steps": 4})
+    return [*cases, plain, *foolbox(narrator)]
 
 
 def published_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
     """Return OPTMARGIN by `ddn`, and by `adam` at the published settings in both variants: 4 x 1000 steps."""
-    s, margin, passes = subject.settings, _on(attacks.optmargin, draws=True), 4 * 1000 * 2 * 20
-    eps = {"eps": s.view_eps}
-    adam = eps | {"solver": "adam", "variant": "equations", "lr": s.lr_adam, "initial_const": s.initial_const}
-    authors = adam | {"variant": "authors", "lr": s.authors_lr, "initial_const": s.authors_const}
-    authors["distance_scale"] = s.distance_scale
+    found = suite.attacks(presets.settings(subject.settings.dataset, "paper"))
+    ddn, equations, authors = (_on(found[name][0]) for name in suite.OPTMARGINS)
     return [
-        Case("OPTMARGIN ddn 200", margin, 200, 200 * (20 + 2 * 5), attacked, eps),
-        Case("OPTMARGIN adam 4 x 1000, equations", margin, 1000, passes, attacked, adam),
-        Case("OPTMARGIN adam 4 x 1000, authors", margin, 1000, passes, attacked, authors),
+        Case("OPTMARGIN ddn 200", ddn, 200, 200 * (20 + 2 * 5)),
+        Case("OPTMARGIN adam 4 x 1000, equations", equations, 1000, 4 * 1000 * 2 * 20),
+        Case("OPTMARGIN adam 4 x 1000, authors", authors, 1000, 4 * 1000 * 2 * 20),
     ]
 
 
-def _on(attack: Callable[..., Found], *, draws: bool = False) -> Callable[..., Found]:
-    """Return `attack` as a case calls it; one that `draws` draws the same numbers every time."""
+def _on(attack: Callable[..., attacks.Attack | Tensor]) -> Callable[..., attacks.Attack | Tensor]:
+    """Return `attack` as a case calls it; one that draws draws the same numbers every time."""
+    draws = "generator" in inspect.signature(attack).parameters
 
-    def call(subject: Subject, steps: int, **options: Any) -> Found:
-        if draws:
-            options["generator"] = _draws()
-        return attack(subject.model, subject.x, subject.y, steps=steps, **options)
+    def call(subject: Subject, steps: int, **options: Any) -> attacks.Attack | Tensor:
+        drawn = {"generator": _draws()} if draws else {}
+        return attack(subject.model, subject.x, subject.y, steps=steps, **options, **drawn)
 
     return call
 
 
 def _draws() -> torch.Generator:
     return runtime.seeded(0, "bench")
+
+
+def foolbox(narrator: Narrator) -> list[Case]:
+    """Return the minimum-norm attacks of Foolbox at the settings of ours.
+
+    What their rows must be read with is noted; where Foolbox cannot be imported, a note says why and how to install it.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of names that scipy has moved
+            library = importlib.import_module("foolbox")
+    except ImportError as error:
+        narrator.note(f"Foolbox cannot be imported, so its rows are left out ({error}); to install it: {INSTALL}")
+        return []
+    narrator.note(_TUNED)
+    if library.__version__ in UNPROJECTED:
+        fault = "FMN never shortens a perturbation in L2, so that its mean_rms is far from least"
+        narrator.note(f"Foolbox {library.__version__}'s {fault}")
+    known = library.attacks
+    search = {"binary_search_steps": 4, "stepsize": 0.05, "confidence": 0, "initial_const": 1, "abort_early": True}
+    penalty = wrapped(library, known.L2CarliniWagnerAttack)
+    return [
+        Case("Foolbox C&W 4 x 200", penalty, 200, 4 * 200 * 2, search, plain=True),
+        Case("Foolbox C&W 4 x 200, tuned", penalty, 200, 4 * 200 * 2, search),
+        Case("Foolbox DDN 200", wrapped(library, known.DDNAttack), 200, 200 * 2, plain=True),
+        Case("Foolbox FMN 200", wrapped(library, known.L2FMNAttack), 200, 200 * 2, plain=True),
+    ]
+
+
+def wrapped(library: Any, make: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return the attack of `library` that `make(steps=...)` makes; it returns an image as it was where it failed."""
+
+    def attack(subject: Subject, steps: int, **options: Any) -> Tensor:
+        x = subject.x
+        model = library.PyTorchModel(subject.model, bounds=(0, 1), device=x.device)
+        criterion = library.criteria.Misclassification(subject.y)
+        x_adv: Tensor = make(steps=steps, **options)(model, x, criterion, epsilons=None)[1].detach()
+        black = (x_adv == 0).flatten(1).all(1)  # what its Carlini & Wagner gives where it found nothing
+        return torch.where(black[:, None, None, None], x, x_adv)
+
+    return attack
 
 
 def attacked(subject: Subject, run: Measured, first: Measured) -> Row:
@@ -127,11 +169,9 @@ def attacked(subject: Subject, run: Measured, first: Measured) -> Row:
     }
 
 
-def judged(subject: Subject, found: Found) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (N, C, H, W), success (N,), RMS (N,): an attack's own, or of images re-checked here in float32."""
-    if isinstance(found, attacks.Attack):
-        return found.x_adv, found.success, found.rms
-    x_adv = found.clamp(0, 1)
+def judged(subject: Subject, found: attacks.Attack | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the images found (N, C, H, W), and their success (N,) and RMS (N,), re-checked here in float32."""
+    x_adv = found.x_adv if isinstance(found, attacks.Attack) else found.clamp(0, 1)
     success = runtime.predict(subject.model, x_adv) != subject.y
     return x_adv, success, (x_adv - subject.x).square().flatten(1).mean(1).sqrt()
 
@@ -142,10 +182,8 @@ def searches(subject: Subject, narrator: Narrator) -> list[Case]:
     Directions and magnitudes are those of the standard preset; a ray agrees where its distance and its adjacent class
     are those of the published scan.
     """
-    s, dim = subject.settings, subject.x[0].numel()
-    grid = s.magnitudes
-    count = min(dim, s.directions or 1000)
-    directions = boundary.directions(dim, count, negate=s.negate, generator=_draws())
+    grid = subject.settings.magnitudes
+    directions = suite.directions(subject.settings, tuple(subject.x.shape[1:]))
     bracket = _STRIDE - 1  # visited in full beside a boundary
     bracket += math.ceil(len(grid) / _STRIDE) + math.ceil(math.log2(_STRIDE))
     refine = bracket + max(1, math.ceil(math.log2(grid[0] / _TOLERANCE)))
@@ -157,28 +195,14 @@ def searches(subject: Subject, narrator: Narrator) -> list[Case]:
         found = boundary.probe(subject.model, subject.x, directions, grid[:steps], **options)
         return found.distance, found.adjacent
 
-    listed: list[tuple[str, Callable[..., Any], int, dict[str, Any]]] = [
-        ("scan, one image at a time", scan, len(grid), {}),
-        ("scan", pooled, len(grid), {"search": "scan"}),
-        ("bracket", pooled, bracket, {"search": "bracket"}),
-        ("bracket, mixed", pooled, bracket, {"search": "bracket", "precision": "mixed"}),
-        ("refine", pooled, refine, {"search": "refine"}),
-    ]
+    rays, m = len(directions), len(grid)
     return [
-        Case(what, call, len(grid), passes * len(directions), partial(mapped, on_grid=what != "refine"), options)
-        for what, call, passes, options in listed
+        Case("scan, one image at a time", scan, m, m * rays),
+        Case("scan", pooled, m, m * rays, {"search": "scan"}),
+        Case("bracket", pooled, m, bracket * rays, {"search": "bracket"}),
+        Case("bracket, mixed", pooled, m, bracket * rays, {"search": "bracket", "precision": "mixed"}),
+        Case("refine", pooled, m, refine * rays, {"search": "refine"}),
     ]
-
-
-def mapped(subject: Subject, run: Measured, first: Measured, *, on_grid: bool) -> Row:
-    """Return what is said of a search; only distances that are elements of the grid (`on_grid`) can be compared."""
-    distance, adjacent = run.result
-    equal = (distance == first.result[0]) & (adjacent == first.result[1])
-    return {
-        "rays_per_s": distance.numel() / run.seconds,
-        "forwards_per_ray": run.forwards / distance.numel(),
-        **_compared(run, first, equal if on_grid else None),
-    }
 
 
 def votes(subject: Subject, narrator: Narrator) -> list[Case]:
@@ -188,39 +212,46 @@ def votes(subject: Subject, narrator: Narrator) -> list[Case]:
     """
     radius, samples = subject.settings.radius, subject.settings.samples
 
-    def one_at_a_time(subject: Subject, steps: int) -> Tensor:
+    def one_at_a_time(subject: Subject, steps: int) -> tuple[Tensor]:
         points = torch.rand(steps, subject.x[0].numel(), generator=_draws())
-        return published.vote(subject.model, subject.x, 2 * points - 1, radius=radius)
+        return (published.vote(subject.model, subject.x, 2 * points - 1, radius=radius),)
 
-    def pooled(subject: Subject, steps: int, **options: Any) -> Tensor:
+    def pooled(subject: Subject, steps: int, **options: Any) -> tuple[Tensor]:
         given = {"radius": radius, "samples": steps, "generator": _draws(), **options}
-        return region.classify(subject.model, subject.x, **given).label
+        return (region.classify(subject.model, subject.x, **given).label,)
 
-    listed: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
-        ("one image at a time", one_at_a_time, {}),
-        ("all points", pooled, {"stop": "none"}),
-        ("exact stop", pooled, {"stop": "exact"}),
-        ("alpha stop", pooled, {"stop": "alpha"}),
-        ("exact stop, mixed", pooled, {"stop": "exact", "precision": "mixed"}),
+    return [
+        Case("one image at a time", one_at_a_time, samples, samples),
+        Case("all points", pooled, samples, samples, {"stop": "none"}),
+        Case("exact stop", pooled, samples, samples, {"stop": "exact"}),
+        Case("alpha stop", pooled, samples, samples, {"stop": "alpha"}),
+        Case("exact stop, mixed", pooled, samples, samples, {"stop": "exact", "precision": "mixed"}),
     ]
-    return [Case(what, call, samples, samples, voted, options, warm_up=samples) for what, call, options in listed]
 
 
-def voted(subject: Subject, run: Measured, first: Measured) -> Row:
-    """Return what is said of a vote."""
-    equal = run.result == first.result
-    return {"forwards_per_image": run.forwards / len(equal), **_compared(run, first, equal)}
+def compared(subject: Subject, run: Measured, first: Measured) -> Row:
+    """Return what is said of a search or a vote, which repeats the work of the `first` row of its table.
 
-
-def _compared(run: Measured, first: Measured, equal: Tensor | None) -> Row:
-    """Return the columns of a row that repeats the work of the first one, and found the same where `equal`."""
+    Its results are tensors (N, K), one value a ray, or (N,). Distances that are no elements of the grid are compared
+    with none.
+    """
+    equal = torch.stack([own == other for own, other in zip(run.result, first.result, strict=True)]).all(0)
+    n, on_grid = equal.numel(), run.case.options.get("search") != "refine"
+    rate = {"rays_per_s": n / run.seconds} if equal.dim() == 2 else {}
     return {
+        **rate,
+        f"forwards_per_{'ray' if rate else 'image'}": run.forwards / n,
         "forwards_per_s": run.passes_per_s,
-        "agreement": None if equal is None else float(equal.double().mean()),
-        "differing": None if equal is None else int((~equal).sum()),
+        "agreement": float(equal.double().mean()) if on_grid else None,
+        "differing": int((~equal).sum()) if on_grid else None,
         "speed_up": first.seconds / run.seconds,
         "peak_gb": run.peak / 1e9,
     }
 
 
-_LISTED = {"attacks": all_attacks, "published": published_attacks, "boundary": searches, "region": votes}
+_TABLES: dict[str, tuple[Callable[[Subject, Narrator], list[Case]], Callable[[Subject, Measured, Measured], Row]]] = {
+    "attacks": (all_attacks, attacked),
+    "published": (published_attacks, attacked),
+    "boundary": (searches, compared),
+    "region": (votes, compared),
+}

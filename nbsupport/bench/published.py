@@ -4,8 +4,6 @@ They take the same model (as it is, its parameters constant) and NCHW batches in
 nothing beyond what the publications do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,58 +1,20 @@
-"""What is measured: a normally trained model, and the first test images that it classifies correctly."""
-
-from __future__ import annotations
+"""What is measured on: a normally trained model, and the first test images that it classifies correctly."""
 
 import math
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbsupport import data, models, presets, runtime, train
-from nbsupport.bench.results import Narrator
+from nbsupport import data, models, presets, runtime, suite, train
+from nbsupport.bench.measure import Narrator, Subject
 
 EPOCHS, TRAIN_N = {"digits": 8, "mnist": 2}, {"digits": 1297, "mnist": 20000}
 _BY_SHAPE = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
 _VALIDATION = 500  # test images that the better epoch is chosen by
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model, images that it classifies correctly, and the settings of their data set.
-
-    Attributes
-    ----------
-    name : str
-        Such as "mnist_cnn on mnist".
-    model : Module
-        In evaluation mode.
-    x, y : Tensor (N, C, H, W) float32 in [0, 1], (N,) int64
-        On the model's device.
-    settings : Settings
-        The preset `standard`: budgets, radius, magnitudes, directions.
-    flops : float
-        Of one forward pass of one image; a backward pass to the pixels costs the same. As a share of the machine's
-        float32 matrix rate, passes in mixed precision may exceed 1.
-    """
-
-    name: str
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    settings: presets.Settings
-    flops: float
-
-    @property
-    def device(self) -> torch.device:
-        """The device of model and images."""
-        return self.x.device
-
-    def first(self, n: int) -> Subject:
-        """Return the subject with its first `n` images (all, where there are fewer)."""
-        return replace(self, x=self.x[:n], y=self.y[:n])
 
 
 def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
@@ -77,17 +39,21 @@ def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
     """
     device = runtime.best_device()
     if model is None:
-        settings = presets.settings("mnist" if _mnist_is_here() else "digits")
-        net = _trained(settings, device, narrator)
+        s = presets.settings("mnist" if _mnist_is_here() else "digits")
+        net = _trained(s, narrator)
     else:
         net = models.load(model).to(device)
-        settings = presets.settings(_dataset(net, model))
-    test = data.load(settings.dataset, train=False, limit=max(_VALIDATION, 2 * images))
+        shape = vars(net)["spec"].in_shape
+        if shape not in _BY_SHAPE:
+            known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in _BY_SHAPE.items())
+            raise ValueError(f"expected a model for images of {known}, got {'x'.join(map(str, shape))} in {model}")
+        s = presets.settings(_BY_SHAPE[shape])
+    test = data.load(s.dataset, train=False, limit=max(_VALIDATION, 2 * images))
     keep = (runtime.predict(net, test.x).cpu() == test.y).nonzero().squeeze(1)[:images]
     if not len(keep):
-        raise ValueError(f"expected a model that classifies images of {settings.dataset}, got one that is never right")
+        raise ValueError(f"expected a model that classifies images of {s.dataset}, got one that is never right")
     x, y = test.x[keep].to(device), test.y[keep].to(device)
-    return Subject(f"{vars(net)['spec'].name} on {settings.dataset}", net, x, y, settings, forward_flops(net, x[:1]))
+    return Subject(f"{vars(net)['spec'].name} on {s.dataset}", net, x, y, s, forward_flops(net, x[:1]))
 
 
 def forward_flops(model: nn.Module, x: Tensor) -> float:
@@ -103,35 +69,15 @@ def _mnist_is_here() -> bool:
     return named is not None and (Path(named).expanduser() / "MNIST" / "raw").is_dir()
 
 
-def _dataset(model: nn.Module, path: Path) -> str:
-    shape = vars(model)["spec"].in_shape
-    if shape not in _BY_SHAPE:
-        known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in _BY_SHAPE.items())
-        raise ValueError(f"expected a model for images of {known}, got {'x'.join(map(str, shape))} in {path}")
-    return _BY_SHAPE[shape]
-
-
-def _trained(s: presets.Settings, device: torch.device, narrator: Narrator) -> nn.Module:
+def _trained(s: presets.Settings, narrator: Narrator) -> nn.Module:
     """Return a normally trained model of a data set in `EPOCHS`."""
-    name, epochs = s.dataset, EPOCHS[s.dataset]
-    fitted = data.load(name, train=True, limit=TRAIN_N[name]).to(device)
-    validation = data.load(name, train=False, limit=_VALIDATION).to(device)
-    with torch.random.fork_rng(devices=[]):  # the initial weights come from torch's global stream
-        torch.manual_seed(0)
-        model = models.build(s.model, in_shape=fitted.in_shape, num_classes=fitted.num_classes).to(device)
-
+    fitted = data.load(s.dataset, train=True, limit=TRAIN_N[s.dataset])
+    validation = data.load(s.dataset, train=False, limit=_VALIDATION)
+    model, epochs = suite.new_model(s, fitted), EPOCHS[s.dataset]
     batches = epochs * math.ceil(len(fitted) / s.batch_size)
-    narrator.say(f"{s.model} is trained on {len(fitted):,} images of {name}, {epochs} epochs, {batches} batches")
+    narrator.say(f"{s.model} is trained on {len(fitted):,} images of {s.dataset}, {epochs} epochs, {batches} batches")
     tick = narrator.ticker("training", batches, "batches")
-    train.fit(
-        model,
-        fitted,
-        epochs=epochs,
-        validation=validation,
-        generator=runtime.seeded(0, "bench"),
-        batch_size=s.batch_size,
-        lr=s.lr,
-        weight_decay=s.weight_decay,
-        progress=lambda done, total: tick(done),
-    )
+    recipe: dict[str, Any] = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
+    recipe |= {"generator": runtime.seeded(0, "bench"), "progress": lambda done, total: tick(done)}
+    train.fit(model, fitted, epochs=epochs, validation=validation, **recipe)
     return model.eval()

@@ -4,9 +4,16 @@ Lengths come in [0, 1] units; `pixel_max` gives the unit in which they are drawn
 ends a cell, is saved by `fig.savefig(path)`, and need not be closed.
 """
 
-from nbsupport.plots.curves import accuracy_curve, detector_training, distance_curves, purity_curves, training_curves
-from nbsupport.plots.distributions import class_counts, distortion_distribution, pixel_values, triple_cells
-from nbsupport.plots.images import attack_grid, montage, rms_examples, variants_side_by_side
+from nbsupport.plots.curves import (
+    accuracy_curve,
+    detector_training,
+    distance_curves,
+    distortion_distribution,
+    purity_curves,
+    training_curves,
+    triple_cells,
+)
+from nbsupport.plots.images import attack_grid, class_counts, montage, pixel_values, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import Version, instance_boundary, instance_panels, live_panels
 from nbsupport.plots.results import claims_overview, error_rates, evasion_cost, region_accuracy, roc
 from nbsupport.plots.schematic import decision_regions, detector_architecture

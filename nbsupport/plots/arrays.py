@@ -1,7 +1,5 @@
 """Tensors, arrays and tables turned into what matplotlib draws, each checked once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,32 +8,33 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbsupport.intervals import Rate
+
 Values: TypeAlias = ArrayLike | Tensor
-ByModel: TypeAlias = Mapping[str, Mapping[str, Values]]  # model -> name of the examples -> what belongs to them
+ByName: TypeAlias = Mapping[str, Values]  # name of the examples -> what belongs to them
+ByModel: TypeAlias = Mapping[str, ByName]
+Names: TypeAlias = Sequence[str]
+Shape: TypeAlias = Sequence[int | str]  # in which a string is a free length
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 
 
-def numbers(values: Values, *, name: str, shape: Sequence[int | str]) -> NDArray[Any]:
+def numbers(values: Values, *, name: str, shape: Shape) -> NDArray[Any]:
     """Return `values` as an array of `shape`, in which a string is a free length; ValueError if it has another one."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    fits = array.ndim == len(shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(shape, array.shape, strict=False)
-    )
-    if not fits:
-        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"expected {name} of shape ({wanted}), got {array.shape}")
+    sizes = zip(shape, array.shape, strict=False)
+    if array.ndim != len(shape) or any(want != have for want, have in sizes if not isinstance(want, str)):
+        wanted = str(tuple(shape)).replace("'", "")
+        raise ValueError(f"expected {name} of shape {wanted}, got {array.shape}")
     return array
 
 
-def floats(values: Values, *, name: str, shape: Sequence[int | str]) -> Floats:
+def floats(values: Values, *, name: str, shape: Shape) -> Floats:
     """Return `values` as float64 of `shape`."""
     return numbers(values, name=name, shape=shape).astype(np.float64)
 
 
-def labels(
-    values: Values, *, name: str, shape: Sequence[int | str], classes: Sequence[str] | None, low: int = 0
-) -> Integers:
+def labels(values: Values, *, name: str, shape: Shape, classes: Names | None, low: int = 0) -> Integers:
     """Return `values` as int64 labels of `shape`; ValueError if one is not in [low, len(classes))."""
     array = numbers(values, name=name, shape=shape)
     if array.dtype.kind not in "iu":
@@ -48,7 +47,7 @@ def labels(
     return array.astype(np.int64)
 
 
-def images(values: Values, *, name: str, shape: Sequence[int | str] = ("N", "C", "H", "W")) -> Floats:
+def images(values: Values, *, name: str, shape: Shape = ("N", "C", "H", "W")) -> Floats:
     """Return images of one or three channels as float64 of `shape`, whose last three axes are C, H, W."""
     array = floats(values, name=name, shape=shape)
     if array.shape[-3] not in (1, 3):
@@ -74,3 +73,8 @@ def not_empty(mapping: Mapping[str, object], *, name: str) -> None:
 def rms(a: Floats, b: Floats) -> Floats:
     """Return the RMS of `a - b` over the last three axes (C, H, W)."""
     return np.asarray(np.sqrt(np.mean((a - b) ** 2, axis=(-3, -2, -1))))
+
+
+def spread(rates: Sequence[Rate]) -> Floats:
+    """Return (3, M): the values of M rates, their lower and their upper ends."""
+    return np.array([(rate.value, rate.low, rate.high) for rate in rates]).reshape(-1, 3).T

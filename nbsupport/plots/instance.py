@@ -1,28 +1,24 @@
 """The figures of one image: its rays, all that is known of it and of its attacked version, and its rays while found."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.figure import Figure, FigureBase
+from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import rankdata
 from torch import Tensor
 
 from nbsupport import checks
 from nbsupport.boundary import Profile
 from nbsupport.plots import arrays, style
-from nbsupport.plots.arrays import Floats, Values
-from nbsupport.plots.images import as_picture, difference_tile
+from nbsupport.plots.arrays import Floats, Names, Values
+from nbsupport.plots.images import Tile, as_picture, difference_tile
 
 _CLASSES = 12  # shown in the vote, at most
-_BAR = 0.36
 _COLUMNS = 6  # of the legend of the rays
 _ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 0.98), "frameon": False, "borderaxespad": 0.0}
 _ABOVE |= {"ncols": 2, "columnspacing": 1.0, "handlelength": 1.4, "handletextpad": 0.5}
@@ -62,10 +58,11 @@ class Version:
     score: float | None = None
 
 
+@style.house_style()
 def instance_boundary(
     instances: Mapping[str, Profile],
     *,
-    classes: Sequence[str],
+    classes: Names,
     radius: float,
     last: float,
     clipped_rms: Mapping[str, float] | None = None,
@@ -101,28 +98,28 @@ def instance_boundary(
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
     """
     arrays.not_empty(instances, name="instances")
-    scale = _Scale(classes, radius, last, pixel_max)
-    with style.house_style():
-        fig, axes = style.panels(instances, 4.6, sharey=True)
-        for ax, (title, profile) in zip(axes, instances.items(), strict=True):
-            _rays(ax, profile, title, scale)
-            says = f"the model says {classes[int(profile.center[0])]}"
-            ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
-            if clipped_rms is not None and title in clipped_rms:
-                after = f"clipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
-                ax.set_xlabel(f"{ax.get_xlabel()}\n{after}")
-        axes[0].set_ylabel(scale.distance)
-        _rays_legend(axes, loc="outside lower center", ncols=int(fig.get_size_inches()[0] / 1.5))
+    _check(radius, last)
+    fig = style.panels(instances, 4.6, sharey=True)
+    for ax, (title, profile) in zip(fig.axes, instances.items(), strict=True):
+        _rays(ax, profile, title, classes, radius, last, pixel_max)
+        says = f"the model says {classes[int(profile.center[0])]}"
+        ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
+        if clipped_rms is not None and title in clipped_rms:
+            after = f"clipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
+            ax.set_xlabel(f"{ax.get_xlabel()}\n{after}")
+    fig.axes[0].set_ylabel(_distance(pixel_max))
+    _rays_legend(fig, fig.axes, loc="outside lower center", ncols=int(fig.get_size_inches()[0] / 1.5))
     return fig
 
 
+@style.house_style()
 def instance_panels(
     original: Version,
     adversarial: Version,
     *,
     name: str,
     title: str,
-    classes: Sequence[str],
+    classes: Names,
     radius: float,
     last: float,
     threshold: float = 0.5,
@@ -167,62 +164,44 @@ def instance_panels(
     ----------
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
     """
-    scale = _Scale(classes, radius, last, pixel_max)
+    _check(radius, last)
     checks.number(threshold, name="threshold", high=1.0)
     versions = {"benign": original, name: adversarial}
     counts, profiles, purities, scores = (_known(versions, what) for what in ("counts", "profile", "purity", "score"))
     title, note = style.broken(title, style.WIDTH, 12), style.broken(_note(versions, absent or {}), style.WIDTH, 12.5)
-    # Inches from the upper edge. The places are fixed: solving a layout takes a fifth of a redraw.
-    first = 0.72 + 0.17 * (title.count("\n") + 1)
-    end = first + (1.8 if counts else 1.55)
-    rays = end + 0.3
+    seen = {label for profile in profiles.values() for label in profile.adjacent.unique().tolist()}
+    heights = [0.15 + 0.17 * len(title.splitlines()), 2.25]
+    heights += [2.7, 0.35 + 0.19 * -(-(len(seen) + 1) // _COLUMNS)] if profiles else [0, 0]
+    heights += [2.55 if profiles or purities or scores else 0, 0.1 + 0.17 * len(note.splitlines())]
+    # Inches, and fixed places in each row: solving a layout takes a fifth of a redraw, and would move the panels.
+    fig = style.figure(sum(heights), layout="none")
+    rows = fig.subfigures(6, 1, squeeze=False, height_ratios=heights)[:, 0]
+    top, first, second, legend, third, bottom = rows
+    top.text(0.015, 0.5, title, va="center", fontsize=10.5)
+    bottom.text(0.015, 0.5, note, va="center", color="0.3")
+    *pictures, votes = _row(first, (1.3, 1.3, 1.3, 3.4), left=0.015, bottom=0.25, top=0.82, wspace=0.26)
+    _images(pictures, versions, classes, pixel_max)
+    _votes(votes, counts, versions, classes)
     if profiles:
-        seen = {label for profile in profiles.values() for label in profile.adjacent.unique().tolist()}
-        legend = rays + 2.5
-        end = legend + 0.4 + 0.19 * -(-(len(seen) + 1) // _COLUMNS)
-    last_row = end + 0.6
-    below: list[tuple[float, Mapping[str, Any], Callable[[Axes], None]]] = [
-        (3.35, profiles, lambda ax: _sorted(ax, profiles, band, scale)),
-        (1.7, purities, lambda ax: _purity(ax, purities)),
-        (1.6, scores, lambda ax: _score(ax, scores, threshold)),
-    ]
-    if profiles or purities or scores:
-        end = last_row + 1.95
-    height = end + 0.17 * len(note.split("\n")) + 0.1 if note else end
-    with style.house_style(), matplotlib.rc_context({"axes.titley": 1.0}):
-        fig = style.figure(height, layout="none")
-        fig.text(0.015, 1 - 0.1 / height, title, va="top", fontsize=10.5)
-        fig.text(0.015, 0.08 / height, note, va="bottom", color="0.3")
-        _images(fig, first, versions, scale)
-        if counts:
-            _votes(_axes(fig, 5.4, first + 0.1, 3.4, 1.25), counts, versions, classes)
-        width = 8.0 / max(1, len(profiles)) - 0.1
-        drawn = [_axes(fig, 0.85 + i * (width + 0.2), rays, width - 0.05, 1.9) for i in range(len(profiles))]
-        for ax, (version, profile) in zip(drawn, profiles.items(), strict=True):
-            _rays(ax, profile, version, scale)
-            ax.set_title(f"rays, {version}")
-        for ax in drawn[1:]:
-            ax.tick_params(labelleft=False)
-        if drawn:
-            drawn[0].set_ylabel(scale.distance)
-            _rays_legend(drawn, loc="upper center", bbox_to_anchor=(0.5, 1 - legend / height), ncols=_COLUMNS)
-        left = 0.85
-        for width, known, draw in below:
-            if known:
-                draw(_axes(fig, left, last_row, width, 1.3))
-                left += width + 0.6
+        rays = _row(second, [1] * len(profiles), left=0.095, bottom=0.22, top=0.9, wspace=0.03)
+        for ax, (version, profile) in zip(rays, profiles.items(), strict=True):
+            _rays(ax, profile, version, classes, radius, last, pixel_max)
+            ax.set(title=f"rays, {version}", ylabel=_distance(pixel_max))
+            ax.label_outer(remove_inner_ticks=True)
+        _rays_legend(legend, rays, loc="center", ncols=_COLUMNS)
+    numbers = _row(third, (3.35, 1.7, 1.7), left=0.095, right=0.955, bottom=0.26, top=0.75, wspace=0.28)
+    _sorted(numbers[0], profiles, band, last, pixel_max)
+    _purity(numbers[1], purities)
+    _score(numbers[2], scores, threshold)
+    for ax, known in zip([votes, *numbers], [counts, profiles, purities, scores], strict=True):
+        if not known:
+            ax.remove()
     return fig
 
 
+@style.house_style()
 def live_panels(
-    version: Version,
-    logits: Values,
-    *,
-    title: str,
-    classes: Sequence[str],
-    radius: float,
-    last: float,
-    pixel_max: float = 1.0,
+    version: Version, logits: Values, *, title: str, classes: Names, radius: float, last: float, pixel_max: float = 1.0
 ) -> Figure:
     """Return one image with its prediction, its vote and its rays, as far as they are known.
 
@@ -248,85 +227,66 @@ def live_panels(
     ValueError
         For shapes that do not agree, or `radius` or `last` not above 0.
     """
-    scale = _Scale(classes, radius, last, pixel_max)
+    _check(radius, last)
     shown = arrays.images(version.image, name="image", shape=("C", "H", "W"))
     z = arrays.floats(logits, name="logits", shape=(len(classes),))
-    softmax = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-    likely = np.argsort(-softmax, kind="stable")[:2]
-    versions = {"live": version}
-    with style.house_style(), matplotlib.rc_context({"axes.titley": 1.0}):
-        fig = style.figure(3.4, layout="none")
-        _picture(_axes(fig, 0.15, 0.6, 1.6, 1.6), as_picture(shown), title)
-        fig.axes[0].set_xlabel("\n".join(f"{_short(classes[i])}: {100 * softmax[i]:.1f} %" for i in likely))
-        # Places are kept for what is still to come, so that nothing jumps.
-        votes, rays = _axes(fig, 2.35, 0.85, 2.4, 1.35), _axes(fig, 6.15, 0.6, 2.7, 1.6)
-        if version.counts is None:
-            _wait(votes, "vote", "not counted yet")
-        else:
-            _votes(votes, _known(versions, "counts"), versions, classes)
-        if version.profile is None or not version.profile.distance.numel():
-            _wait(rays, "rays", "no ray yet")
-        else:
-            _rays(rays, version.profile, "live", scale)
-            rays.set(title="rays", ylabel=scale.distance)
-            _rays_legend([rays], loc="lower right", ncols=_COLUMNS)
+    likely = np.argsort(-z, kind="stable")[:2]
+    fig = style.figure(3.4, layout="none")
+    # Places are kept for what is still to come, so that nothing jumps.
+    image, votes, rays = _row(fig, (1.6, 2.4, 2.7), left=0.015, bottom=0.35, top=0.82, wspace=0.45)
+    _picture(image, Tile(as_picture(shown), title))
+    image.set_xlabel("\n".join(f"{_short(classes[i])}: {100 * softmax(z)[i]:.1f} %" for i in likely))
+    if version.counts is None:
+        _wait(votes, "vote", "not counted yet")
+    else:
+        _votes(votes, {"live": version.counts}, {"live": version}, classes)
+    if version.profile is None or not version.profile.distance.numel():
+        _wait(rays, "rays", "no ray yet")
+    else:
+        _rays(rays, version.profile, "live", classes, radius, last, pixel_max)
+        rays.set(title="rays", ylabel=_distance(pixel_max))
+        _rays_legend(fig, [rays], loc="lower right", ncols=_COLUMNS)
     return fig
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What the rays of an image are drawn against: the parameters of these names of `instance_boundary`."""
-
-    classes: Sequence[str]
-    radius: float
-    last: float
-    pixel_max: float
-
-    def __post_init__(self) -> None:
-        checks.number(self.radius, name="radius", open_low=True)
-        checks.number(self.last, name="last", open_low=True)
-
-    @property
-    def distance(self) -> str:
-        """What the axis of distances shows."""
-        return f"distance\n(RMS, {style.unit(self.pixel_max)})"
+def _check(radius: float, last: float) -> None:
+    checks.number(radius, name="radius", open_low=True)
+    checks.number(last, name="last", open_low=True)
 
 
-def _rays(ax: Axes, profile: Profile, name: str, scale: _Scale) -> None:
+def _distance(pixel_max: float) -> str:
+    return f"distance\n(RMS, {style.unit(pixel_max)})"
+
+
+def _rays(ax: Axes, profile: Profile, name: str, classes: Names, radius: float, last: float, pixel_max: float) -> None:
     """Draw one image's rays into `ax`, sorted by distance; `name` names the profile in errors."""
-    classes, end = scale.classes, scale.last * scale.pixel_max
+    line, end = radius / np.sqrt(3) * pixel_max, last * pixel_max
     distance = arrays.floats(profile.distance, name=f"distance of {name}", shape=(1, "K"))[0]
-    shape = (1, len(distance))
-    adjacent = arrays.labels(profile.adjacent, name=f"adjacent of {name}", shape=shape, classes=classes, low=-1)[0]
+    count = len(distance)
+    adjacent = arrays.labels(profile.adjacent, name=f"adjacent of {name}", shape=(1, count), classes=classes, low=-1)[0]
     arrays.labels(profile.center, name=f"center of {name}", shape=(1,), classes=classes)
-    order = np.argsort(distance, kind="stable")
-    distance, adjacent = distance[order], adjacent[order]
-    rank = np.arange(1, len(order) + 1)
-    reached = np.isfinite(distance)
-    many = len(order) > 300
-    look: dict[str, Any] = {"linestyle": "none", "markersize": 3.5 if many else 5.0, "markeredgecolor": style.BLACK}
-    look["markeredgewidth"] = 0.0 if many else 0.3
+    rank, reached = rankdata(distance, method="ordinal"), np.isfinite(distance)
+    look: dict[str, Any] = {"linestyle": "none", "markeredgecolor": style.BLACK}
+    look |= {"markersize": 3.5, "markeredgewidth": 0.0} if count > 300 else {"markersize": 5.0, "markeredgewidth": 0.3}
     colours = style.class_colours(len(classes))
     for label in np.unique(adjacent[reached]):
         those = reached & (adjacent == label)
         look |= {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label]}
-        ax.plot(rank[those], distance[those] * scale.pixel_max, label=classes[label], gid=f"{label:09}", **look)
+        ax.plot(rank[those], distance[those] * pixel_max, label=classes[label], gid=f"{label:09}", **look)
     if not reached.all():
         cross: dict[str, Any] = {"linestyle": "none", "marker": "x", "color": style.GREY, "markersize": 4.5}
         ax.plot(rank[~reached], np.full((~reached).sum(), end), label=f"none within {end:.4g}", gid="none", **cross)
-    line = scale.radius / np.sqrt(3) * scale.pixel_max
-    label = f"radius {scale.radius * scale.pixel_max:.3g} / sqrt(3) = {line:.3g}"
+    label = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
     ax.axhline(line, color="black", linewidth=1.5, zorder=3, label=label, gid="radius")
-    ax.set(ylim=(0, 1.05 * end), xlim=(1 - 0.02 * len(order), 1.02 * len(order)))
-    ax.set_xlabel(f"rank of the ray (1: the nearest)\n{reached.sum()} of {len(order)} reach a boundary")
+    ax.set(ylim=(0, 1.05 * end), xlim=(1 - 0.02 * count, 1.02 * count))
+    ax.set_xlabel(f"rank of the ray (1: the nearest)\n{reached.sum()} of {count} reach a boundary")
 
 
-def _rays_legend(axes: Sequence[Axes], **place: Any) -> None:
-    """Put one legend of the rays in all `axes` into their figure: classes in order, crosses, line."""
+def _rays_legend(fig: FigureBase, axes: Sequence[Axes], **place: Any) -> None:
+    """Put one legend of the rays in all `axes` into `fig`: classes in order, crosses, line."""
     handles = {str(line.get_gid()): line for ax in axes for line in ax.lines}
     look: dict[str, Any] = {"frameon": False, "markerscale": 1.2, "columnspacing": 1.2, "handletextpad": 0.4, **place}
-    found = [handles[key] for key in sorted(handles)]
-    axes[0].figure.legend(handles=found, title="class beyond the boundary", **look)
+    fig.legend(handles=[handles[key] for key in sorted(handles)], title="class beyond the boundary", **look)
 
 
 def _known(versions: Mapping[str, Version], what: str) -> dict[str, Any]:
@@ -336,50 +296,45 @@ def _known(versions: Mapping[str, Version], what: str) -> dict[str, Any]:
 
 def _note(versions: Mapping[str, Version], absent: Mapping[str, str]) -> str:
     """Return what is not known of the versions and why; empty where nothing is missing."""
-    votes = absent.get("votes", "no vote on this image")
     rays = absent.get("profiles", "this image was not probed")
-    score = absent.get("detectors", "no score of this image")
-    kinds = {
-        "counts": ("votes", votes),
-        "profile": ("rays", rays),
-        "purity": ("purity", rays),
-        "score": ("detector score", score),
-    }
+    reasons = {"counts": absent.get("votes", "no vote on this image"), "profile": rays, "purity": rays}
+    reasons["score"] = absent.get("detectors", "no score of this image")
+    words = {"counts": "votes", "profile": "rays", "purity": "purity", "score": "detector score"}
     missing: dict[str, list[str]] = {}
-    for what, (words, why) in kinds.items():
-        known = _known(versions, what)
-        lacking = [name for name in versions if name not in known]
+    for what, why in reasons.items():
+        lacking = [name for name in versions if name not in _known(versions, what)]
         if lacking:
-            missing.setdefault(why, []).append(f"{words} of {lacking[0]}" if known else words)
-    shown = "; ".join(f"{', '.join(words)} ({why})" for why, words in missing.items())
+            of = "" if len(lacking) == len(versions) else f" of {lacking[0]}"
+            missing.setdefault(why, []).append(words[what] + of)
+    shown = "; ".join(f"{', '.join(lacks)} ({why})" for why, lacks in missing.items())
     return f"Not shown: {shown}" if missing else ""
 
 
-def _axes(fig: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Return a panel at a place in inches from the upper left corner."""
-    across, up = fig.get_size_inches()
-    return fig.add_axes((left / across, 1 - (top + height) / up, width / across, height / up))
+def _row(fig: FigureBase, widths: Sequence[float], **place: float) -> list[Axes]:
+    """Return panels side by side at a fixed `place`, in shares of `fig`; `wspace` is in shares of a panel."""
+    panels = fig.subplots(1, len(widths), squeeze=False, width_ratios=widths, gridspec_kw={"right": 0.98, **place})
+    return list(panels[0])
 
 
-def _picture(ax: Axes, picture: Floats, title: str, colours: str = "gray") -> None:
-    ax.imshow(picture, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+def _picture(ax: Axes, tile: Tile) -> None:
+    tile.draw(ax)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9.5)
+    ax.set_title(tile.caption, fontsize=9.5)
 
 
-def _images(fig: Figure, top: float, versions: Mapping[str, Version], scale: _Scale) -> None:
+def _images(axes: Sequence[Axes], versions: Mapping[str, Version], classes: Names, pixel_max: float) -> None:
     """Draw both versions and their difference."""
     shape: Sequence[int | str] = ("C", "H", "W")
     pictures: list[Floats] = []
-    for i, (name, version) in enumerate(versions.items()):
+    for ax, (name, version) in zip(axes, versions.items(), strict=False):
         pictures.append(arrays.images(version.image, name=f"the image of {name}", shape=shape))
         shape = pictures[0].shape
-        says = "" if version.label is None else f"\nsays {_short(scale.classes[version.label])}"
-        _picture(_axes(fig, 0.15 + 1.6 * i, top, 1.45, 1.45), as_picture(pictures[-1]), f"{name}{says}")
+        says = "" if version.label is None else f"\nsays {_short(classes[version.label])}"
+        _picture(ax, Tile(as_picture(pictures[-1]), f"{name}{says}"))
     x, x_adv = pictures
     magnify = _magnification(float(np.abs(x_adv - x).max()))
-    caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * scale.pixel_max:.4g}"
-    _picture(_axes(fig, 3.35, top, 1.45, 1.45), difference_tile(x, x_adv, magnify).picture, caption, "RdBu_r")
+    caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * pixel_max:.4g}"
+    _picture(axes[2], difference_tile(x, x_adv, magnify, caption))
 
 
 def _magnification(largest: float) -> float:
@@ -388,59 +343,62 @@ def _magnification(largest: float) -> float:
     return max((step for step in steps if 0 < step * largest <= 1), default=1.0)
 
 
-def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Version], classes: Sequence[str]) -> None:
+def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Version], classes: Names) -> None:
     """Draw each class's share of the votes, with the interval of the winner."""
     votes = {name: arrays.floats(n, name=f"counts of {name}", shape=(len(classes),)) for name, n in counts.items()}
-    total = np.sum([n / n.sum() for n in votes.values()], axis=0)
+    total = sum((n / n.sum() for n in votes.values()), np.zeros(len(classes)))
     shown = np.sort(np.argsort(-total, kind="stable")[:_CLASSES])
     for i, (name, n) in enumerate(votes.items()):
-        place = np.arange(len(shown)) + _BAR * (i - (len(votes) - 1) / 2)
-        share = n / n.sum()
-        ax.bar(place, share[shown], _BAR, label=f"{name}, n={n.sum():.0f}", **_bar(name))
-        interval = versions[name].share
+        share, interval = n / n.sum(), versions[name].share
+        place = _bars(ax, name, share[shown], i - (len(votes) - 1) / 2, label=f"{name}, n={n.sum():.0f}")
         if interval is not None:
-            winner = place[shown == n.argmax()]
-            error = np.clip([[share.max() - interval[0]], [interval[1] - share.max()]], 0, None)
-            ax.errorbar(winner, share.max(), error, fmt="none", color=style.VERMILLION, capsize=3, linewidth=1.5)
+            error = style.whiskers(share.max(), *interval)[:, None]
+            look: dict[str, Any] = {"fmt": "none", "color": style.VERMILLION, "capsize": 3, "linewidth": 1.5}
+            ax.errorbar(place[shown == n.argmax()], share.max(), error, **look)
     names = [_short(classes[label]) for label in shown]
     slanted: dict[str, Any] = {"rotation": 35, "ha": "right"} if max(map(len, names)) > 3 else {}
     ax.set_xticks(range(len(shown)), names, **slanted)
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    ax.set_title("share of the votes, interval of the winner", loc="left", pad=22)
+    ax.legend(*ax.get_legend_handles_labels(), **_ABOVE)
+
+
+def _bars(ax: Axes, name: str, heights: Floats, shift: float, **look: Any) -> NDArray[Any]:
+    """Draw one version's bars, `shift` bars right of 0, 1, 2, ..., and return where they stand."""
+    place = np.arange(len(heights)) + 0.36 * shift
+    colour = style.examples_colour(name)
+    fill = "white" if name == "benign" else colour
+    ax.bar(place, heights, 0.36, facecolor=fill, edgecolor=colour, linewidth=1.1, **look)
     ax.grid(axis="x", visible=False)
     ax.set_ylim(0, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_title("share of the votes, interval of the winner", loc="left", pad=22)
-    ax.legend(**_ABOVE)
+    return place
 
 
-def _sorted(ax: Axes, profiles: Mapping[str, Profile], band: Values | None, scale: _Scale) -> None:
+def _sorted(ax: Axes, profiles: Mapping[str, Profile], band: Values | None, last: float, pixel_max: float) -> None:
     """Draw each version's sorted distances, over the `band`; rays that meet no boundary count as `last` long."""
-    handles: list[Line2D | Patch] = []
     for name, profile in profiles.items():
-        curve = np.minimum(np.sort(profile.distance[0].detach().cpu()), scale.last) * scale.pixel_max
+        curve = np.minimum(np.sort(profile.distance[0].detach().cpu()), last) * pixel_max
         rank = np.arange(1, len(curve) + 1)
         dashes: Any = "-" if name == "benign" else (0, (5, 1.5))
-        handles += ax.plot(rank, curve, label=name, color=style.examples_colour(name), linestyle=dashes)
-    if band is not None:
+        ax.plot(rank, curve, label=name, color=style.examples_colour(name), linestyle=dashes)
+    if profiles and band is not None:
         quantiles = arrays.floats(band, name="band", shape=(3, len(rank)))
-        low, middle, high = np.minimum(quantiles, scale.last) * scale.pixel_max
-        ax.fill_between(rank, low, high, color="0.86", linewidth=0, zorder=1)
-        handles.append(Patch(facecolor="0.86", label="10-90 % of benign"))
-        handles += ax.plot(rank, middle, color=style.GREY, linestyle=":", zorder=1.5, label="their median")
+        low, middle, high = np.minimum(quantiles, last) * pixel_max
+        ax.fill_between(rank, low, high, color="0.86", linewidth=0, zorder=1, label="10-90 % of benign")
+        ax.plot(rank, middle, color=style.GREY, linestyle=":", zorder=1.5, label="their median")
     ax.margins(x=0.01)
-    ax.set(ylim=(0, 1.05 * scale.last * scale.pixel_max), xlabel="rank of the ray", ylabel=scale.distance)
+    ax.set(ylim=(0, 1.05 * last * pixel_max), xlabel="rank of the ray", ylabel=_distance(pixel_max))
     ax.set_title("sorted distances", loc="left", pad=34)
-    ax.legend(handles=handles, **_ABOVE)
+    ax.legend(*ax.get_legend_handles_labels(), **_ABOVE)
 
 
 def _purity(ax: Axes, purities: Mapping[str, Tensor]) -> None:
     """Draw each version's purity of the top classes."""
     for i, (name, purity) in enumerate(purities.items()):
         values = arrays.floats(purity, name=f"purity of {name}", shape=("top",))
-        place = np.arange(len(values))
-        ax.bar(place + _BAR * (i - (len(purities) - 1) / 2), values, _BAR, **_bar(name))
-    ax.set_xticks(place, [f"top {j + 1}" for j in place])
-    ax.grid(axis="x", visible=False)
-    ax.set(ylim=(0, 1.03), title="purity")
+        _bars(ax, name, values, i - (len(purities) - 1) / 2)
+        ax.set_xticks(range(len(values)), [f"top {j + 1}" for j in range(len(values))])
+    ax.set_title("purity")
 
 
 def _score(ax: Axes, scores: Mapping[str, float], threshold: float) -> None:
@@ -462,8 +420,3 @@ def _wait(ax: Axes, title: str, text: str) -> None:
 
 def _short(name: str) -> str:
     return name if len(name) <= 10 else f"{name[:9]}."
-
-
-def _bar(name: str) -> dict[str, Any]:
-    colour = style.examples_colour(name)
-    return {"facecolor": "white" if name == "benign" else colour, "edgecolor": colour, "linewidth": 1.1}

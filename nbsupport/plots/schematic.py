@@ -1,20 +1,17 @@
 """Pictures drawn by code: hypercubes against class regions, and the detector's architecture."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-from nbsupport import checks
-from nbsupport.plots import style
-from nbsupport.plots.arrays import Floats, Integers
+from nbsupport import checks, detector
+from nbsupport.plots import arrays, style
 
 _SHADES = {
     name: style.blend(style.PALETTE[i], 1.0, 0.5)
@@ -31,6 +28,7 @@ _PANELS = {
 }
 
 
+@style.house_style()
 def decision_regions() -> Figure:
     """Return the idea of region classification and of OPTMARGIN in three panels, a sketch in two dimensions.
 
@@ -42,18 +40,16 @@ def decision_regions() -> Figure:
     Figures 1-3 of the talk; Cao & Gong, "Mitigating Evasion Attacks to Deep Neural Networks via Region-based
     Classification", 2017.
     """
-    with style.house_style():
-        fig = style.figure(4.1)
-        for ax, (title, names) in zip(fig.subplots(1, 3), _PANELS.items(), strict=True):
-            _regions(ax)
-            ax.set_title(title, fontsize=9.5)
-            for name in names:
-                _point(ax, name)
-        handles: list[Line2D | Patch] = [Patch(facecolor=c, edgecolor="0.5", label=name) for name, c in _SHADES.items()]
-        handles += [Line2D([], [], linestyle="none", label=name, **style.examples_style(name)) for name in _PLACES]
-        fig.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, columnspacing=1.0)
-        style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
-    return fig
+    fig = style.figure(4.1)
+    for ax, (title, names) in zip(fig.subplots(1, 3), _PANELS.items(), strict=True):
+        _regions(ax)
+        ax.set_title(title, fontsize=9.5)
+        for name in names:
+            _point(ax, name)
+    handles: list[Line2D | Patch] = [Patch(facecolor=c, edgecolor="0.5", label=name) for name, c in _SHADES.items()]
+    handles += [Line2D([], [], linestyle="none", label=name, **style.examples_style(name)) for name in _PLACES]
+    fig.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, columnspacing=1.0)
+    return style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
 
 
 def share_of_true_class(centre: tuple[float, float]) -> float:
@@ -63,23 +59,14 @@ def share_of_true_class(centre: tuple[float, float]) -> float:
     return float((_label(a, b) == 0).mean())
 
 
-def detector_architecture(
-    *,
-    rays: int = 128,
-    channels: Sequence[int] = (8, 16),
-    kernel: int = 8,
-    stride: int = 4,
-    hidden: int = 32,
-    purities: int = 3,
-) -> Figure:
-    """Return the detector's layers with the size of what flows between them.
+@style.house_style()
+def detector_architecture(rays: int = 128) -> Figure:
+    """Return the layers of the detector's network with the size of what flows between them.
 
     Parameters
     ----------
     rays
         K, the number of sorted distances; the two unpadded convolutions need at least 36.
-    channels, kernel, stride, hidden, purities
-        Of the network.
 
     Raises
     ------
@@ -90,40 +77,36 @@ def detector_architecture(
     ----------
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018; Fig. 6 of the talk.
     """
-    checks.count(rays, name="rays", low=kernel + stride * (kernel - 1))
-    length = rays
+    checks.count(rays, name="rays", low=detector.FEWEST_RAYS)
+    with torch.device("meta"):  # which has sizes, and no numbers
+        network = detector.BoundaryNet(rays)
+    length, purities, hidden = rays, detector.PURITIES, network.linear1.out_features
     boxes = [("sorted distances", f"1 x {rays}", style.BLUE)]
-    for i, filters in enumerate(channels, 1):
+    for i, conv in enumerate((network.conv1, network.conv2), 1):
+        (kernel,), (stride,) = conv.kernel_size, conv.stride
         length = (length - kernel) // stride + 1
-        text = f"conv1d {i}\n{filters} channels\nkernel {kernel}, stride {stride}\nReLU, dropout .5"
-        boxes.append((text, f"{filters} x {length}", style.ORANGE))
-    boxes += [
-        ("flatten,\nappend the\npurities", f"{channels[-1] * length} + {purities}", style.GREY),
-        (f"linear {hidden}\nReLU\ndropout .5", f"{hidden}", style.GREEN),
-        ("linear 2\nsoftmax", "benign |\nadversarial", style.GREEN),
-    ]
-    gap, width, middle = 0.28, 1.22, 1.825
-    first = (9 - len(boxes) * width - (len(boxes) - 1) * gap) / 2
-    with style.house_style():
-        fig = style.figure(2.9, layout="none")
-        ax = fig.add_axes((0, 0, 1, 1))  # data coordinates are inches
-        ax.set(xlim=(0, 9), ylim=(0, 2.9))
-        ax.axis("off")
-        for i, (text, size, colour) in enumerate(boxes):
-            left = first + i * (width + gap)
-            _box(ax, (left, 1.25), (width, 1.15), text, colour)
-            ax.text(left + width / 2, 1.1, size, ha="center", va="top", fontsize=9.5, weight="bold")
-            if i:
-                _arrow(ax, (left - gap, middle), (left, middle))
-        joint = first + (len(channels) + 1) * (width + gap)
-        _box(ax, (joint, 0.1), (width, 0.42), f"{purities} purities", style.BLUE)
-        _arrow(ax, (joint + width / 2, 0.52), (joint + width / 2, 0.86))
-        heading = f"Detector for K={rays} rays; below each layer: the size of its output"
-        ax.text(0.15, 2.75, heading, va="top", fontsize=10.5)
+        text = f"conv1d {i}\n{conv.out_channels} channels\nkernel {kernel}, stride {stride}\nReLU, dropout .5"
+        boxes.append((text, f"{conv.out_channels} x {length}", style.ORANGE))
+    flat = network.linear1.in_features - purities
+    boxes.append(("flatten,\nappend the\npurities", f"{flat} + {purities}", style.GREY))
+    boxes.append((f"linear {hidden}\nReLU\ndropout .5", f"{hidden}", style.GREEN))
+    boxes.append(("linear 2\nsoftmax", "benign |\nadversarial", style.GREEN))
+    fig = style.figure(2.9, layout="none")
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, 9), ylim=(0, 2.9))  # data coordinates are inches
+    ax.axis("off")
+    for i, (text, size, colour) in enumerate(boxes):
+        middle = 0.75 + 1.5 * i
+        _box(ax, (middle, 1.825), 1.15, text, colour)
+        ax.text(middle, 1.1, size, ha="center", va="top", fontsize=9.5, weight="bold")
+        if i:
+            _arrow(ax, (middle - 0.89, 1.825), (middle - 0.61, 1.825))
+    _box(ax, (5.25, 0.31), 0.42, f"{purities} purities", style.BLUE)
+    _arrow(ax, (5.25, 0.52), (5.25, 0.86))
+    ax.text(0.15, 2.7, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5)
     return fig
 
 
-def _label(a: Floats, b: Floats) -> Integers:
+def _label(a: arrays.Floats, b: arrays.Floats) -> arrays.Integers:
     """Return the class of the sketch: the second class has thin fingers into the first, the third lies below."""
     fingers = 0.26 * np.exp(-(((b + 0.1) / 0.08) ** 2)) + 0.2 * np.exp(-(((b - 0.45) / 0.08) ** 2))
     edge = 0.3 - fingers - 0.1 * np.sin(2.2 * b)
@@ -143,8 +126,8 @@ def _point(ax: Axes, name: str) -> None:
     """Draw a point with its square, the true class's share of it, and an arrow from the benign image."""
     a, b = _PLACES[name]
     colour = style.examples_colour(name)
-    square = Rectangle((a - _RADIUS, b - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, fill=False, edgecolor=colour)
-    ax.add_patch(square).set(linewidth=1.8, zorder=3)
+    square = Rectangle((a - _RADIUS, b - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, fill=False)
+    ax.add_patch(square).set(edgecolor=colour, linewidth=1.8, zorder=3)
     if name != "benign":
         _arrow(ax, _PLACES["benign"], (a, b))
     ax.plot(a, b, markersize=8, markeredgecolor="white", zorder=5, **style.examples_style(name))
@@ -155,10 +138,10 @@ def _point(ax: Axes, name: str) -> None:
     share.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})
 
 
-def _box(ax: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, colour: str) -> None:
+def _box(ax: Axes, middle: tuple[float, float], height: float, text: str, colour: str) -> None:
     look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": style.blend(colour, 1.0, 0.75)}
-    ax.add_patch(FancyBboxPatch(corner, *size, edgecolor=colour, **look))
-    middle = (corner[0] + size[0] / 2, corner[1] + size[1] / 2)
+    corner = (middle[0] - 0.61, middle[1] - height / 2)
+    ax.add_patch(FancyBboxPatch(corner, 1.22, height, edgecolor=colour, **look))
     ax.text(*middle, text, ha="center", va="center", fontsize=9, linespacing=1.3)
 
 

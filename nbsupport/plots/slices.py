@@ -1,8 +1,5 @@
 """The figure of a 2-D slice through an image: class regions, and in them points, hypercubes and projected views."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,8 @@ from scipy.spatial import ConvexHull
 
 from nbsupport import checks
 from nbsupport.boundary import Slice
-from nbsupport.plots import arrays
-from nbsupport.plots.arrays import Floats, Integers, Values
-from nbsupport.plots.style import BLACK, MARKERS, blend, class_colours, examples_style, figure, house_style, unit
+from nbsupport.plots import arrays, style
+from nbsupport.plots.arrays import Floats, Integers, Names, Values
 
 
 def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -> Floats:
@@ -58,12 +54,13 @@ def hypercube_outline(direction_a: Values, direction_b: Values, radius: float) -
     return np.asarray(corners[apart])
 
 
+@style.house_style()
 def slice_figure(
     plane: Slice,
     *,
     radius: float,
-    classes: Sequence[str],
-    around: Sequence[str] | None = None,
+    classes: Names,
+    around: Names | None = None,
     views: Values | None = None,
     view_labels: Values | None = None,
     axes: tuple[str, str] = ("change by the attack", "random direction"),
@@ -108,53 +105,43 @@ def slice_figure(
     grid = arrays.labels(plane.labels, name="labels", shape=(len(up), len(across)), classes=classes)
     outline = hypercube_outline(plane.u, plane.v, radius)
     points = {name: arrays.floats(place, name=f"point {name}", shape=(2,)) for name, place in plane.points.items()}
-    missing = [name for name in around or () if name not in points]
-    if missing:
-        raise ValueError(f"expected every name in around among the points {', '.join(points)}, got {missing[0]!r}")
+    for name in around or ():
+        if name not in points:
+            raise ValueError(f"expected every name in around among the points {', '.join(points)}, got {name!r}")
     centres = {name: points[name] for name in (points if around is None else around)}
+    if not points and around is None:
+        centres = {"the image": np.zeros(2)}
     if (views is None) != (view_labels is None):
         raise ValueError("expected views and view_labels, got one without the other")
     projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
     own = np.empty(0, int) if view_labels is None else view_labels
     found = arrays.labels(own, name="view_labels", shape=(len(projected),), classes=classes)
-    sizes = [_size(arrays.floats(direction, name="direction", shape=("D",))) for direction in (plane.u, plane.v)]
-    scale = pixel_max * np.array([size for size, _ in sizes])
-    strong = class_colours(len(classes))
-    with house_style():
-        fig = figure(5.0, layout="none")
-        ax = fig.add_axes((0.85 / 9, 0.6 / 5.0, 4.05 / 9, 4.05 / 5.0), anchor="NW")
-        handles = _regions(ax, grid, across * scale[0], up * scale[1], classes)
-        for label in np.unique(found):
-            mark = {"marker": MARKERS[label % len(MARKERS)], "color": strong[label], "markeredgecolor": BLACK}
-            mark |= {"linestyle": "none", "markersize": 5, "markeredgewidth": 0.5, "zorder": 4}
-            each = projected[found == label] * scale
-            handles += ax.plot(*each.T, label=f"views of class {classes[label]}: {len(each)}", **mark)
-        for name, place in points.items():
-            dot = examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
-            handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
-        for name, centre in (centres if points or around is not None else {"the image": np.zeros(2)}).items():
-            colour = examples_style(name)["color"] if name in points else BLACK
-            corners = (outline + centre) * scale
-            ax.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=colour, linewidth=2, zorder=3))
-            shares = _shares(grid, across - centre[0], up - centre[1], outline, classes)
-            handles.append(Line2D([], [], color=colour, linewidth=2, label=f"around {name}: {shares}"))
-        names = [f"{text}, {what} ({unit(pixel_max)})" for text, (_, what) in zip(axes, sizes, strict=True)]
-        ax.set(xlabel=names[0], ylabel=names[1], title=title)
-        ax.set_aspect("equal" if sizes[0][1] == sizes[1][1] else "auto")
-        heading = (
-            f"outlines: hypercubes, radius {radius * pixel_max:.3g};\nper cent: share of the slice inside (n points)"
-        )
-        fig.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(5.0 / 9, 4.75 / 5.0),
-            frameon=False,
-            alignment="left",
-            ncols=2 if len(handles) > 12 else 1,
-            columnspacing=1.0,
-            handlelength=1.6,
-            title=heading,
-        )
+    directions = [arrays.floats(each, name="direction", shape=("D",)) for each in (plane.u, plane.v)]
+    sizes, kinds = zip(*map(_size, directions), strict=True)
+    scale = pixel_max * np.array(sizes)
+    colours = style.class_colours(len(classes))
+    fig = style.figure(5.0, layout="none")
+    ax = fig.add_axes((0.095, 0.12, 0.45, 0.81), anchor="NW")
+    handles = _regions(ax, grid, across * scale[0], up * scale[1], classes)
+    for label in np.unique(found):
+        mark = {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label], "linestyle": "none"}
+        mark |= {"markersize": 5, "markeredgecolor": style.BLACK, "markeredgewidth": 0.5, "zorder": 4}
+        each = projected[found == label] * scale
+        handles += ax.plot(*each.T, label=f"views of class {classes[label]}: {len(each)}", **mark)
+    for name, place in points.items():
+        dot = style.examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
+        handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
+    for name, centre in centres.items():
+        colour = style.examples_colour(name) if name in points else style.BLACK
+        ax.add_patch(Polygon((outline + centre) * scale, fill=False, edgecolor=colour, linewidth=2, zorder=3))
+        shares = _shares(grid, across - centre[0], up - centre[1], outline, classes)
+        handles.append(Line2D([], [], color=colour, linewidth=2, label=f"around {name}: {shares}"))
+    names = [f"{text}, {kind} ({style.unit(pixel_max)})" for text, kind in zip(axes, kinds, strict=True)]
+    ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal" if kinds[0] == kinds[1] else "auto")
+    text = f"outlines: hypercubes, radius {radius * pixel_max:.3g};\nper cent: share of the slice inside (n points)"
+    look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.555, 0.95), "frameon": False, "title": text}
+    look |= {"alignment": "left", "columnspacing": 1.0, "handlelength": 1.6}
+    fig.legend(handles=handles, ncols=2 if len(handles) > 12 else 1, **look)
     return fig
 
 
@@ -172,7 +159,7 @@ def _size(direction: Floats) -> tuple[float, str]:
     return float(np.sqrt(np.mean(direction**2))), "RMS"
 
 
-def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Sequence[str]) -> str:
+def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Names) -> str:
     """Return in words how much of the slice inside the `outline` around (0, 0) belongs to each class, largest first."""
     edge = np.roll(outline, -1, axis=0) - outline  # (V, 2), counter-clockwise: what is inside lies to the left of all
     place = np.stack(np.meshgrid(across, up), axis=-1)[:, :, None] - outline  # (B, A, V, 2)
@@ -183,18 +170,13 @@ def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes
     return f"n={votes.sum()}\n{largest}"
 
 
-def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Sequence[str]) -> list[Line2D | Patch]:
+def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Names) -> list[Line2D | Patch]:
     """Draw the class regions, each with its name where there is most room for it; return their legend."""
-    pale = [blend(colour, 1.0, 0.45) for colour in class_colours(len(classes))]
+    pale = [style.blend(colour, 1.0, 0.45) for colour in style.class_colours(len(classes))]
     half_a, half_b = (a[1] - a[0]) / 2, (b[1] - b[0]) / 2
     extent = (a[0] - half_a, a[-1] + half_a, b[0] - half_b, b[-1] + half_b)
-    look: dict[str, Any] = {
-        "cmap": ListedColormap(pale),
-        "vmin": -0.5,
-        "vmax": len(classes) - 0.5,
-        "interpolation": "nearest",
-    }
-    ax.imshow(grid, extent=extent, origin="lower", **look)
+    look: dict[str, Any] = {"vmin": -0.5, "vmax": len(classes) - 0.5, "interpolation": "nearest", "origin": "lower"}
+    ax.imshow(grid, cmap=ListedColormap(pale), extent=extent, **look)
     ax.autoscale(False)
     ax.grid(False)
     for label in np.unique(grid):

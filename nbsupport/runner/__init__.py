@@ -3,19 +3,138 @@
 `runner.run(runner.plan("digits", "smoke", {}))` is what `nbsupport run digits --preset smoke` does.
 """
 
-from __future__ import annotations
-
 import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
 
+from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
-from nbsupport.runner.job import Job, intent, plan
 from nbsupport.runner.notebooks import StageFailed
 from nbsupport.runner.progress import Echo, Follower, duration
-from nbsupport.store import stages
+from nbsupport.store import STAGES, Run, manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, as plain values that may travel to another machine; made and checked by `plan`."""
+
+    settings: presets.Settings
+    run_dir: Path
+    notebooks: Path
+    cwd: Path
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what is injected into each notebook."""
+        chosen = {"dataset": self.settings.dataset, "preset": self.settings.preset, "run_dir": str(self.run_dir)}
+        return chosen | {"overrides": manifest.overrides(self.settings)}
+
+    def open(self) -> Run:
+        """Return the run, creating its folder."""
+        return store.open_run(**self.parameters())
+
 
 Executor = Callable[[Job, str], None]  # runs a stage, or waits until it has run; raises StageFailed
+
+
+def plan(
+    dataset: str,
+    preset: str,
+    overrides: Mapping[str, Any],
+    run_dir: str | Path | None = None,
+    *,
+    folder: Path | None = None,
+) -> Job:
+    """Return the checked job of a run; nothing is created.
+
+    Parameters
+    ----------
+    dataset, preset : str
+        As `presets.settings`.
+    overrides : mapping
+        Parameters by name; values may be text.
+    run_dir : path, optional
+        The run folder; by default runs/<dataset>-<preset>, with `overrides` followed by 8 hex digits of all parameters.
+    folder : Path, optional
+        Where the notebooks are; by default those of this source tree.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or a value of the wrong type, a data set that does not exist, a run folder with other
+        parameters (`ParametersDiffer`) or with results whose run.json is gone, or a notebook that does not take the
+        parameters.
+    FileNotFoundError
+        If a notebook is absent.
+    """
+    if dataset.endswith(":"):
+        raise ValueError(f"expected a path after {dataset!r}")
+    settings = presets.settings(dataset, preset, overrides)
+    presets.require(settings)
+    _require_data(settings)
+    _require_model(settings.model)
+    target = Path(run_dir).expanduser() if run_dir else _default_dir(settings, named=bool(overrides))
+    job = Job(settings, target.resolve(), folder or notebooks.FOLDER, Path.cwd())
+    notebooks.require(job.notebooks, STAGES, job.parameters())
+    if (job.run_dir / manifest.NAME).exists():
+        manifest.require_same(job.run_dir, manifest.read(job.run_dir)["parameters"], settings)
+    store.require_fresh(job.run_dir)
+    return job
+
+
+def _default_dir(settings: presets.Settings, *, named: bool) -> Path:
+    kind, _, path = settings.dataset.partition(":")
+    slug = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or kind
+    values = json.dumps(dataclasses.asdict(settings), sort_keys=True).encode()
+    return Path("runs", f"{slug}-{settings.preset}" + (f"-{hashlib.sha256(values).hexdigest()[:8]}" if named else ""))
+
+
+def _require_data(settings: presets.Settings) -> None:
+    for name in ("train_data", "test_data"):
+        source: str = getattr(settings, name)
+        kind, colon, path = source.partition(":")
+        checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
+        if colon and not Path(path).exists():
+            raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
+
+
+def _require_model(name: str) -> None:
+    package = name.partition(":")[0].partition(".")[0]
+    if ":" not in name:
+        from nbsupport import models
+
+        checks.choice(name, models.NAMES, name="model")
+    elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
+        raise ValueError(f"expected model as package.module:function of a package that is installed, got {name!r}")
+
+
+def describe(job: Job) -> str:
+    """Return the settings of `job`, those that differ from the preset marked, and what each stage would do."""
+    changed = manifest.overrides(job.settings)
+    lines = [f"run folder  {job.run_dir}", "settings"]
+    for name, value in dataclasses.asdict(job.settings).items():
+        lines.append(f"  {name:<22}{value}" + ("    (-p)" if name in changed else ""))
+    lines.append("stages")
+    run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
+    for stage in STAGES:
+        lines.append(f"  {stage:<26}{_intent(run.state(stage)) if run else 'runs'}")
+    return "\n".join(lines)
+
+
+def _intent(state: store.StageState) -> str:
+    """Return what happens to a stage in this `state`, and why."""
+    if state.name == "complete":
+        return "complete and verified: reused"
+    damaged = f"damaged or missing {', '.join(state.faults)}"
+    return f"runs again: {damaged if state.name == 'damaged' else '; '.join(state.faults)}" if state.faults else "runs"
 
 
 def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> None:
@@ -27,20 +146,20 @@ def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> Non
     opened = job.open()
     echo(f"run folder {job.run_dir}")
     with opened.lock() if execute is None else contextlib.nullcontext():
-        for number, stage in enumerate(job.stages, 1):
-            title = f"stage {number}/{len(job.stages)} {stage}: "
+        for number, stage in enumerate(STAGES, 1):
+            title = f"stage {number}/{len(STAGES)} {stage}: "
             state = opened.state(stage)
             if state.name == "complete":
                 echo(f"{title}complete and verified, reused")
                 continue
             if state.faults:
-                echo(f"{title}{intent(state)}")
+                echo(f"{title}{_intent(state)}")
             echo(title + notebooks.question(job.notebooks / f"{stage}.ipynb"))
             began = time.monotonic()
             with Follower(opened.dir, echo):
                 (execute or execute_stage)(job, stage)
             echo(f"  stored after {duration(time.monotonic() - began)}")
-    echo("\n" + report.results(opened, job.stages))
+    echo("\n" + report.results(opened))
 
 
 def execute_stage(job: Job, stage: str) -> None:
@@ -56,7 +175,7 @@ def execute_stage(job: Job, stage: str) -> None:
         if state.name != "complete":
             missing = ", ".join(state.faults) or "it did not record any (Run.finish)"
             raise StageFailed(stage, f"the notebook ended without its outputs: {missing}", "", str(copy))
-        stages.add_output(opened.dir, stage, copy)
+        manifest.add_output(opened.dir, stage, copy)
     except StageFailed as failure:
         opened.journal.append(stage=stage, event="failed", error=failure.error)
         raise

@@ -1,7 +1,5 @@
 """The notebooks of a run: what each asks and takes, and how one is executed in a fresh kernel."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -59,13 +57,10 @@ def require(folder: Path, stages: Sequence[str], parameters: Mapping[str, Any]) 
 def question(notebook: Path) -> str:
     """Return the first sentence of `notebook` that ends with a question mark, else its title."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    for paragraph in "\n\n".join(prose).split("\n\n"):
-        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
-            if sentence.endswith("?"):
-                return sentence.lstrip("#>*_ ")
-    title = next((text.strip().splitlines()[0] for text in prose if text.strip()), notebook.stem)
-    return title.lstrip("# ")
+    prose = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").strip()
+    sentences = [" ".join(sentence.split()) for sentence in re.split(r"\n\n|(?<=[.!?])\s+", prose)]
+    title = prose.partition("\n")[0] or notebook.stem
+    return next((sentence for sentence in sentences if sentence.endswith("?")), title).lstrip("#>*_ ")
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: Path) -> None:
@@ -138,13 +133,9 @@ def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Jupyter's log and deprecation warnings from the user of the command line."""
-    levels = {name: logging.getLogger(name).level for name in ("papermill", "traitlets", "nbclient", "asyncio")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for name in levels:
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield

@@ -1,51 +1,47 @@
 """The progress of a run in the terminal, told from its journal while another process writes it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from nbsupport.store import journal
 
 Echo = Callable[[str], None]
+_LINES = {  # of the events that are told at once, also on a terminal
+    "warning": "  warning: {message}",
+    "damaged": "  damaged, computed again: {path} ({why})",
+    "outdated": "  out of date, computed again: {what} ({why})",
+    "reused": "  {what:<28} {total} {unit}, reused",
+}
 
 
 def duration(seconds: float) -> str:
     """Return `seconds` for people, such as "12 s" or "1 h 05 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def describe(progress: journal.Progress) -> str:
     """Return one line: what, units done, rate and time left (while it goes on), and what else was reported."""
     parts = [f"{progress.what:<28} {progress.done}/{progress.total} {progress.unit}"]
     if progress.rate and not progress.complete:
-        parts.append(f"{progress.rate:.3g}/s")
-    if progress.time_left:
-        parts.append(f"{duration(progress.time_left)} left")
+        parts += [f"{progress.rate:.3g}/s", f"{duration(progress.time_left or 0)} left"]
     return ", ".join(parts + extras(progress))
 
 
 def extras(progress: journal.Progress) -> list[str]:
     """Return what else was reported, such as "success 0.95" and "median rms 0.12" ([0, 1] units)."""
-    return [
-        f"{name.replace('_', ' ')} {value:.3g}"
-        for name, value in progress.extra.items()
-        if isinstance(value, int | float)
-    ]
+    numbers = {name: value for name, value in progress.extra.items() if isinstance(value, int | float)}
+    return [f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()]
 
 
 def _has_room() -> bool:
@@ -66,11 +62,10 @@ class Follower:
         self._tracker = journal.Tracker()
         self._bar: tqdm[Any] | None = None
         self._last_line = time.monotonic()
-        self._rest = b""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> Self:
         self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._thread.start()
         return self
@@ -91,27 +86,16 @@ class Follower:
             return
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            gained = file.read()
-        self._offset += len(gained)
-        *lines, self._rest = (self._rest + gained).split(b"\n")
-        for entry in journal.parse(lines):
-            if entry.get("event") == "warning":
-                self._line(f"  warning: {entry.get('message')}")
+            lines, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(lines + newline)
+        for entry in journal.parse(lines.splitlines()):
             progress = self._tracker.update(entry)
-            if progress is not None:
-                self._show(progress, entry)
-
-    def _show(self, progress: journal.Progress, entry: dict[str, Any]) -> None:
-        if entry["event"] == "damaged":
-            self._line(f"  damaged, computed again: {entry.get('path')} ({entry.get('why')})")
-        elif entry["event"] == "outdated":
-            self._line(f"  out of date, computed again: {progress.what} ({entry.get('why')})")
-        elif entry["event"] == "reused":
-            self._line(f"  {progress.what:<28} {progress.total} {progress.unit}, reused")
-        elif self._bars:
-            self._draw(progress)
-        elif progress.complete or time.monotonic() - self._last_line >= self._every:
-            self._line(f"  {describe(progress)}")
+            if entry["event"] in _LINES:
+                self._line(_LINES[entry["event"]].format_map(defaultdict(str, entry)))
+            elif progress is not None and self._bars:
+                self._draw(progress)
+            elif progress is not None and (progress.complete or time.monotonic() - self._last_line >= self._every):
+                self._line(f"  {describe(progress)}")
 
     def _draw(self, progress: journal.Progress) -> None:
         title = f"  {progress.what}"

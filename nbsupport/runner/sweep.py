@@ -4,23 +4,21 @@ They run here, one after another, or on a dask scheduler: six tasks a run, one a
 all workers see.
 """
 
-from __future__ import annotations
-
+import contextlib
+import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import yaml
 
 from nbsupport import checks, files, runner
-from nbsupport.runner.job import Job, plan
+from nbsupport.runner import Executor, Job, StageFailed, report
 from nbsupport.runner.progress import Echo
-from nbsupport.store import lock, manifest
-
-if TYPE_CHECKING:
-    import pandas as pd
+from nbsupport.store import STAGES, RunInUse
 
 
 class NoCluster(RuntimeError):  # noqa: N818  (read aloud where it is caught)
@@ -56,11 +54,13 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
         raise ValueError(f"expected a mapping from names to lists under parameters, got {type(named).__name__}")
     axes = {"dataset": grid.get("dataset", "digits"), "preset": grid.get("preset", "standard")}
     axes |= {str(name): values for name, values in named.items()}
+    for name, values in axes.items():
+        axes[name] = values if isinstance(values, list) else [values]
+        if not axes[name] or any(isinstance(value, list | dict) for value in axes[name]):
+            raise ValueError(f"expected a value or a list of values for {name}, got {values!r}")
     points = []
-    for combination in itertools.product(*(_values(name, values) for name, values in axes.items())):
-        values = dict(zip(axes, combination, strict=True))
-        overrides = {str(name): values[str(name)] for name in named}
-        job = plan(str(values["dataset"]), str(values["preset"]), overrides, folder=folder)
+    for dataset, preset, *others in itertools.product(*axes.values()):
+        job = runner.plan(str(dataset), str(preset), dict(zip(list(axes)[2:], others, strict=True)), folder=folder)
         points.append(Point(job, {name: getattr(job.settings, name) for name in axes}))
     folders = [str(point.job.run_dir) for point in points]
     if twice := [each for each in dict.fromkeys(folders) if folders.count(each) > 1]:
@@ -68,36 +68,23 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     return points
 
 
-def _values(name: str, values: Any) -> list[Any]:
-    listed = values if isinstance(values, list) else [values]
-    if not listed or any(isinstance(value, list | dict) for value in listed):
-        raise ValueError(f"expected a value or a list of values for {name}, got {values!r}")
-    return listed
-
-
 def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> list[Point]:
     """Run all `points`, here one after another or on a dask `client`, and return them with their errors.
 
     A run that fails does not stop the others.
     """
-    errors: dict[int, str] = {}
-    executors: dict[int, runner.Executor] = {}
-    for number, point in enumerate(points if client is not None else ()):
-        try:
-            executors[number] = submit(client, point.job)
-        except lock.RunInUse as failure:
-            errors[number] = str(failure)
-    for number, point in enumerate(points):
+    executors = [submit(client, point.job) for point in points]
+    ended = []
+    for number, (point, execute) in enumerate(zip(points, executors, strict=True), 1):
         varied = ", ".join(f"{name} {value}" for name, value in point.values.items())
-        echo(f"\nrun {number + 1}/{len(points)}: {varied}")
-        if number not in errors:
-            try:
-                runner.run(point.job, echo, execute=executors.get(number))
-            except (runner.StageFailed, lock.RunInUse) as failure:
-                errors[number] = str(failure)
-        if number in errors:
-            echo(errors[number])
-    return [replace(point, error=errors.get(number)) for number, point in enumerate(points)]
+        echo(f"\nrun {number}/{len(points)}: {varied}")
+        try:
+            runner.run(point.job, echo, execute=execute)
+            ended.append(point)
+        except (StageFailed, RunInUse) as failure:
+            echo(str(failure))
+            ended.append(replace(point, error=str(failure)))
+    return ended
 
 
 def combine(points: Sequence[Point], target: Path) -> list[Path]:
@@ -106,16 +93,12 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
     Its first columns are what the grid varies; a name that the table has itself becomes `parameter_<name>`.
     `runs.csv` lists all runs with their folder and their error, empty for those that succeeded.
     """
-    import pandas as pd
-
     tables: dict[str, list[pd.DataFrame]] = {}
     for point in points:
-        recorded = {} if point.error else manifest.read(point.job.run_dir)["stages"]
-        for rel in (rel for stage in point.job.stages if stage in recorded for rel in recorded[stage]["outputs"]):
-            if rel.endswith(".csv"):
-                frame = pd.read_csv(point.job.run_dir / rel)
-                named = {f"parameter_{n}" if n in frame else n: value for n, value in point.values.items()}
-                tables.setdefault(Path(rel).stem, []).append(frame.assign(**named)[[*named, *frame.columns]])
+        for name in () if point.error else report.stored(point.job.run_dir, ".csv"):
+            frame = pd.read_csv(point.job.run_dir / "tables" / f"{name}.csv")
+            named = {f"parameter_{n}" if n in frame else n: value for n, value in point.values.items()}
+            tables.setdefault(name, []).append(frame.assign(**named)[[*named, *frame.columns]])
     listed = [{**point.values, "run_dir": str(point.job.run_dir), "error": point.error} for point in points]
     tables["runs"] = [pd.DataFrame(listed)]
     for name, frames in tables.items():
@@ -126,30 +109,33 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
 # On a dask scheduler
 
 
-def connect(address: str) -> Any:
-    """Return a dask client of the scheduler at `address`, such as tcp://head:8786; raises NoCluster."""
+def connect(address: str | None) -> Any:
+    """Return a dask client of the scheduler at `address`, such as tcp://head:8786; None: no client.
+
+    Raises NoCluster.
+    """
+    if address is None:
+        return contextlib.nullcontext()
     try:
-        import distributed
+        dask: Any = importlib.import_module("distributed")
+        return dask.Client(address, timeout="10s", set_as_default=False)
     except ImportError:
         raise NoCluster('--scheduler needs dask: pip install "nbsupport[cluster]"') from None
-    make_client: Any = distributed.Client
-    try:
-        return make_client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:
         raise NoCluster(f"no dask scheduler answers at {address}: {error}") from None
 
 
-def submit(client: Any, job: Job) -> runner.Executor:
+def submit(client: Any, job: Job) -> Executor | None:
     """Submit the stages of `job`, each depending on the one before; return what waits for one, for `runner.run`.
 
-    Raises lock.RunInUse where a process runs in the folder already.
+    Where another process runs in the folder, that raises RunInUse. Without a `client` it is None.
     """
-    job.open()
-    if user := lock.holder(job.run_dir):
-        raise lock.RunInUse(f"{job.run_dir} is in use by {user}; wait for it, or stop it")
+    if client is None:
+        return None
+    job.open()  # here, so that no two processes make the folder at once
     futures: dict[str, Any] = {}
     previous = None
-    for stage in job.stages:
+    for stage in STAGES:
         previous = futures[stage] = client.submit(_stage, job, stage, previous, pure=False, retries=0)
     return lambda job, stage: futures[stage].result()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "journal.jsonl"
-_OWN = ("time", "pid", "host", "stage", "what", "done", "total", "unit", "event")
+_OWN = ("time", "pid", "host", "stage", "what", "done", "total", "unit")
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,7 @@ class Journal:
         self._checked = False
 
     def report(
-        self,
-        stage: str,
-        what: str,
-        done: int,
-        total: int,
-        unit: str = "images",
-        *,
-        event: str = "progress",
-        **extra: Any,
+        self, stage: str, what: str, done: int, total: int, unit: str = "images", event: str = "progress", **extra: Any
     ) -> None:
         """Append that `done` of `total` units of `what` are finished.
 
@@ -162,18 +154,9 @@ class Tracker:
         if anew or entry["event"] in ("started", "resumed", "reused"):
             self._origin[key] = now, done
         since, first = self._origin[key]
-        self.latest[key] = Progress(
-            stage=entry["stage"],
-            what=entry["what"],
-            done=done,
-            total=entry["total"],
-            unit=entry["unit"],
-            time=now,
-            pid=entry["pid"],
-            host=entry["host"],
-            rate=(done - first) / (now - since) if done > first and now > since else None,
-            extra={name: value for name, value in entry.items() if name not in _OWN},
-        )
+        rate = (done - first) / (now - since) if done > first and now > since else None
+        extra = {name: value for name, value in entry.items() if name not in (*_OWN, "event")}
+        self.latest[key] = Progress(**{name: entry[name] for name in _OWN}, rate=rate, extra=extra)
         return self.latest[key]
 
 

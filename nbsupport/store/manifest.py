@@ -1,22 +1,31 @@
-"""run.json: what a run folder was made with, and what each of its stages has stored."""
+"""The folder of a run: run.json (what it was made with, what each stage has stored, what from) and who holds it."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shlex
+import socket
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from nbsupport import __version__, files, presets
+from nbsupport import __version__, data, files, presets
+from nbsupport.store import kept
 
+STAGES = ("01_datasets", "02_training", "03_attacks", "04_region_classification", "05_boundary_analysis", "06_detector")
 NAME = "run.json"
 _REMEDY = "choose another run folder, or delete this one"
 _STAGE = {"seconds": float, "finished": str, "device": str, "outputs": dict, "made_from": dict}
@@ -78,18 +87,13 @@ def _inside(rel: Any) -> bool:
     return not outside and ".." not in re.split(r"[/\\]", rel)
 
 
-def create(run_dir: Path, settings: presets.Settings, device: str) -> dict[str, Any]:
-    """Write run.json for a new run on `device` (empty: not known yet) and return its contents."""
-    manifest = {
-        "parameters": dataclasses.asdict(settings),
-        "versions": versions(),
-        "commit": commit(),
-        "device": device,
-        "batch_sizes": {},
-        "stages": {},
-    }
-    write(run_dir, manifest)
-    return manifest
+def create(run_dir: Path, settings: presets.Settings, device: str) -> None:
+    """Make the folder of a new run on `device`, with its run.json."""
+    versions = {"python": platform.python_version(), "nbsupport": __version__}
+    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
+    versions |= {package: importlib.metadata.version(package) for package in packages}  # without importing them
+    made_with = {"parameters": dataclasses.asdict(settings), "versions": versions, "commit": commit(), "device": device}
+    write(run_dir, {**made_with, "batch_sizes": {}, "stages": {}})
 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
@@ -107,23 +111,15 @@ def update(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return a line `name: old -> new` for each parameter in which `stored` and `wanted` differ."""
-    names = [*wanted, *(name for name in stored if name not in wanted)]
-    absent = object()
-    return [
-        f"{name}: {_shown(stored, name)} -> {_shown(wanted, name)}"
-        for name in names
-        if stored.get(name, absent) != wanted.get(name, absent)
-    ]
+    texts = [{name: repr(value) for name, value in values.items()} for values in (stored, wanted)]
+    old, new = (collections.defaultdict(lambda: "(not recorded)", shown) for shown in texts)
+    return [f"{name}: {old[name]} -> {new[name]}" for name in {**wanted, **stored} if old[name] != new[name]]
 
 
 def require_same(run_dir: Path, stored: Mapping[str, Any], settings: presets.Settings) -> None:
     """Raise ParametersDiffer unless the `stored` parameters of `run_dir` are `settings`."""
     if differing := differences(stored, dataclasses.asdict(settings)):
         raise ParametersDiffer(run_dir, differing)
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "(not recorded)"
 
 
 def overrides(settings: presets.Settings) -> dict[str, Any]:
@@ -141,14 +137,6 @@ def command(settings: presets.Settings, run_dir: Path) -> str:
     return shlex.join(words)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries that compute, without importing them."""
-    found = {"python": platform.python_version(), "nbsupport": __version__}
-    for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "safetensors"):
-        found[package] = importlib.metadata.version(package)
-    return found
-
-
 def commit() -> str | None:
     """Return the commit of the source tree that this package runs from, None where it is not a git checkout."""
     root = Path(__file__).resolve().parents[2]
@@ -160,3 +148,177 @@ def commit() -> str | None:
         return None
     top, _, head = answer.stdout.strip().partition("\n")
     return head if Path(top).resolve() == root else None  # not that of a project which holds a virtual environment
+
+
+# Stages
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What is known of a stage: `name`, and `faults`, what is missing, damaged or has changed.
+
+    `name` is "missing" (never finished), "complete", "damaged" (an output is missing or altered: `faults` are their
+    paths) or "outdated" (something that it was made from has changed: `faults` say what).
+    """
+
+    name: str
+    faults: tuple[str, ...] = ()
+
+
+def finish(
+    run_dir: Path, stage: str, outputs: Iterable[Path], made_from: Mapping[str, Any], *, seconds: float, device: str
+) -> None:
+    """Record in run.json that `stage` has stored the files `outputs`, and what they were made from.
+
+    `made_from` maps "data" to fingerprints by part, "files" to the contents of other stages' files by path, and
+    "sources" to the digests of modules. Raises ValueError where an output lies outside the run folder.
+    """
+    paths = {Path(path).resolve().relative_to(run_dir).as_posix(): Path(path) for path in outputs}
+    entry = {
+        "seconds": seconds,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "outputs": {rel: files.file_digest(path) for rel, path in paths.items()},
+        "made_from": {**made_from, "torch": importlib.metadata.version("torch")},
+    }
+
+    def change(contents: dict[str, Any]) -> None:
+        parameters = {name: contents["parameters"].get(name) for name in presets.used_by(stage)}
+        contents["stages"][stage] = {**entry, "parameters": parameters}
+
+    update(run_dir, change)
+
+
+def add_output(run_dir: Path, stage: str, path: Path) -> None:
+    """Record one more output of the finished `stage`: the notebook's executed copy, written when it has ended."""
+    rel, digest = path.resolve().relative_to(run_dir).as_posix(), files.file_digest(path)
+    update(run_dir, lambda contents: contents["stages"][stage]["outputs"].update({rel: digest}))
+
+
+def state(run_dir: Path, stage: str) -> StageState:
+    """Return whether `stage` is complete and, where it is not, why."""
+    contents = read(run_dir)
+    entry = contents["stages"].get(stage)
+    if entry is None or not entry["finished"]:
+        return StageState("missing")
+    faults = [rel for rel, digest in entry["outputs"].items() if not _intact(run_dir / rel, digest)]
+    if faults:
+        return StageState("damaged", tuple(faults))
+    changed = tuple(_changed(run_dir, entry, contents["parameters"]))
+    return StageState("outdated", changed) if changed else StageState("complete")
+
+
+def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what `entry` was made from that is no longer as it was."""
+    made_from, used = entry["made_from"], entry.get("parameters", {})
+    yield from differences(used, {name: parameters.get(name) for name in used})
+    for part, digest in made_from.get("data", {}).items():
+        try:
+            same = fingerprint(part, parameters) == digest
+        except (OSError, ValueError) as error:
+            yield f"the {part} images cannot be read ({error})"
+        else:
+            if not same:
+                yield f"the {part} images changed"
+    for rel, digest in made_from.get("files", {}).items():
+        if not (run_dir / rel).is_file() or content(run_dir / rel) != digest:
+            yield f"{rel} changed"
+    for module, digest in made_from.get("sources", {}).items():
+        if kept.source_digest(module) != digest:
+            yield f"{module} was edited"
+    if made_from.get("torch") != (version := importlib.metadata.version("torch")):
+        yield f"torch {made_from.get('torch')} -> {version}"
+
+
+def fingerprint(part: str, parameters: Mapping[str, Any]) -> str:
+    """Return the digest of the files that the images of `part` ("training" or "test") are read from."""
+    train = part == "training"
+    return data.fingerprint(parameters["train_data" if train else "test_data"], train=train, root=parameters["root"])
+
+
+def begin(run_dir: Path, stage: str) -> list[Path]:
+    """Prepare `stage` to run again, so that nothing an earlier attempt left can pass for a new output.
+
+    Intact artifacts stay, since they are verified when they are read; those at fault, all tables and all figures
+    of the stage are removed, and run.json no longer calls it finished. An executed notebook that was altered since is
+    renamed; the new names are returned.
+    """
+    kept: list[Path] = []
+
+    def change(contents: dict[str, Any]) -> None:
+        entry = contents["stages"].get(stage)
+        if entry is None:
+            return
+        for rel, digest in entry["outputs"].items():
+            path, intact = run_dir / rel, _intact(run_dir / rel, digest)
+            if path.suffix == ".ipynb" and path.exists() and not intact:
+                kept.append(path.with_name(f"{path.stem}.edited-{time.time_ns()}.ipynb"))
+                path.replace(kept[-1])
+            elif not intact or not is_artifact(rel):
+                path.unlink(missing_ok=True)
+        entry["finished"] = ""
+
+    update(run_dir, change)
+    return kept
+
+
+def is_artifact(rel: str) -> bool:
+    """Return whether the file at `rel` carries its own checksum."""
+    return rel.endswith(".safetensors")
+
+
+def content(path: Path) -> str:
+    """Return the digest of the tensors of the file `path` from its header; where it has none, of the file's bytes."""
+    return (files.read_metadata(path).get("contents") if is_artifact(path.name) else None) or files.file_digest(path)
+
+
+def _intact(path: Path, digest: str) -> bool:
+    return path.is_file() and files.file_digest(path) == digest
+
+
+# The lock
+
+
+_LOCK = ".lock"
+_HOLDER = ".holder"  # the lock's own file is emptied by whoever tries to take it
+
+
+class RunInUse(RuntimeError):  # noqa: N818  (read aloud where it is caught)
+    """Another process runs in this folder."""
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` for this process and clear away what killed ones left; raises RunInUse where it is taken."""
+    lock = FileLock(run_dir / _LOCK)
+    try:
+        lock.acquire(timeout=0.2, poll_interval=0.01)  # `holder` has it for an instant
+    except Timeout:
+        raise RunInUse(
+            f"{run_dir} is in use by {_text(run_dir)}; wait for it, stop it, or choose another run folder"
+        ) from None
+    try:
+        files.remove_leftovers(run_dir)
+        files.write_text(run_dir / _HOLDER, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        (run_dir / _HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def holder(run_dir: Path) -> str | None:
+    """Return which process holds `run_dir`, None where none does."""
+    if not (run_dir / _LOCK).exists():
+        return None
+    try:
+        with FileLock(run_dir / _LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _text(run_dir)
+
+
+def _text(run_dir: Path) -> str:
+    try:
+        return (run_dir / _HOLDER).read_text()
+    except FileNotFoundError:
+        return "another process"

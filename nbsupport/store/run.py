@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import io
 import json
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbsupport import files, presets
 from nbsupport.files import DamagedArtifact
-from nbsupport.store import digests, lock, manifest, shards, stages
+from nbsupport.store import kept, manifest
 from nbsupport.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -28,6 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nbsupport.data import ImageSet
+
+Kernel = Callable[..., Any]
+Seed = Sequence[object] | None
+Frames = Mapping[str, "pd.DataFrame"]
+Figures = Mapping[str, "Figure"]
 
 MODELS = ("normal", "pgd")
 # Which notebook stores what lies in a folder of the run.
@@ -66,7 +70,7 @@ class Run:
     def __init__(self, run_dir: Path, settings: presets.Settings) -> None:
         self.dir, self.settings, self.journal = run_dir, settings, Journal(run_dir)
         self._opened = time.monotonic()
-        self._read: dict[str, shards.Stored] = {}  # every file is read and verified once
+        self._read: dict[str, kept.Stored] = {}  # every file is read and verified once
         self._kept: dict[str, None] = {}  # what this process has stored, in order
         self._made_from: dict[str, dict[str, str]] = {"data": {}, "files": {}, "sources": {}}
         self._told: set[str] = set()
@@ -129,7 +133,7 @@ class Run:
         return images
 
     def _uses_data(self, part: str) -> None:
-        self._made_from["data"][part] = stages.fingerprint(part, dataclasses.asdict(self.settings))
+        self._made_from["data"][part] = manifest.fingerprint(part, dataclasses.asdict(self.settings))
 
     def models(self) -> dict[str, nn.Module]:
         """Return the two trained models by name, on this process's device; raises MissingInput and DamagedArtifact."""
@@ -139,8 +143,8 @@ class Run:
         """Return the trained model `name`, "normal" or "pgd"."""
         from nbsupport import models
 
-        path = self._require(f"models/{name}.safetensors")
-        self._made_from["files"][f"models/{name}.safetensors"] = stages.content(path)
+        path = self._require(f"models/{name}")
+        self._made_from["files"][f"models/{name}.safetensors"] = manifest.content(path)
         return models.load(path).to(self.device).eval()
 
     # Results of kernels
@@ -148,20 +152,20 @@ class Run:
     def keep(
         self,
         name: str,
-        kernel: Callable[..., Any],
+        kernel: Kernel,
         model: nn.Module,
         x: Tensor,
         *rows: Any,
         index: Tensor | None = None,
         each: Mapping[str, Any] | None = None,
-        seed: Sequence[object] | None = None,
+        seed: Seed = None,
         shard: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Return `kernel(model, x, *rows, **each, **settings)`, computed in shards of images that are stored one by one.
+        """Return `kernel(model, x, *rows, **each, **settings)`, computed in shards of images, each stored when done.
 
         What is stored is found again, as long as everything it depends on is the same: the model, the contents of all
-        tensors, the settings, the kernel's source, torch and the kind of device (see `digests.parts`). Else it is
+        tensors, the settings, the kernel's source, torch and the kind of device (see `kept.parts`). Else it is
         computed again, and what changed is said.
 
         Parameters
@@ -193,154 +197,92 @@ class Run:
         Raises
         ------
         ValueError
-            For no images, rows that do not agree with them, and as `digests.parts`.
+            For no images, rows that do not agree with them, and as `kept.parts`.
         """
         import torch
 
         positions = torch.arange(len(x)) if index is None else index
         named = dict(zip(_names(kernel)[2:], rows, strict=False))
-        for label, value in {"index": positions, **named, **(each or {})}.items():
+        by_image = {"index": positions, **named, **(each or {})}
+        for label, value in by_image.items():
             if len(value) != len(x):
                 raise ValueError(f"expected {label} with one row for each of {len(x)} images, got {len(value)}")
-        inputs = {"model": model, "x": x, "index": positions, **named, **(each or {}), **settings}
-        record: list[Any] = []
 
-        def compute(start: int, stop: int) -> dict[str, Tensor]:
-            part = slice(start, stop)
-            options = {**{label: _cut(value, part) for label, value in (each or {}).items()}, **settings}
-            result = kernel(
-                model, x[part], *(_cut(row, part) for row in rows), **options, **self._generator(kernel, seed)
-            )
-            record[:] = [type(result)]
-            columns = {label: row[part] for label, row in named.items() if isinstance(row, torch.Tensor)}
-            return {"index": positions[part], "x": x[part], **columns, **result.tensors()}
+        def compute(start: int, stop: int) -> tuple[Any, dict[str, Tensor]]:
+            cut = {label: _cut(value, slice(start, stop)) for label, value in {"x": x, **by_image}.items()}
+            options = {**{label: cut[label] for label in each or {}}, **settings, **self._generator(kernel, seed)}
+            result = kernel(model, cut["x"], *(cut[label] for label in named), **options)
+            beside = ("index", "x", *(label for label in named if isinstance(named[label], torch.Tensor)))
+            return result, {label: cut[label] for label in beside}
 
         size = self._shard(name, model, tuple(x.shape[1:])) if shard is None else shard
-        return self._computed(name, kernel, inputs, seed, len(x), size, compute, lambda: digests.name_of(record[0]))
+        made_from = self._parts(kernel, {"model": model, "x": x, **by_image, **settings}, seed)
+        report = functools.partial(self.journal.report, _made_by(name), name, total=len(x))
+        return self._computed(name, len(x), size, compute, made_from, report)
 
-    def keep_result(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        *inputs: Any,
-        seed: Sequence[object] | None = None,
-        **settings: Any,
-    ) -> Any:
+    def keep_result(self, name: str, function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any) -> Any:
         """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
 
         The result has `tensors` and its class `from_tensors`. A function that takes `progress` is given one, which
         reports to the journal.
         """
-        record: list[Any] = []
-        stage = MADE_BY[name.split("/")[0]]
-        report = {}
+        options = {**settings, **self._generator(function, seed)}
+        report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
         if "progress" in _names(function):
-            report = {"progress": functools.partial(self.report, stage, name, unit="steps")}
+            options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
 
-        def compute(start: int, stop: int) -> dict[str, Tensor]:
-            result = function(*inputs, **settings, **report, **self._generator(function, seed))
-            record[:] = [type(result)]
-            tensors: dict[str, Tensor] = result.tensors()
-            return tensors
+        def unless_told(done: int, event: str = "progress", **extra: Any) -> None:
+            if "progress" not in options or event not in ("started", "progress"):
+                report(done, event=event, **extra)
 
-        named = dict(zip(_names(function), inputs, strict=False))
-        described = {**named, **settings}
-        return self._computed(name, function, described, seed, 1, 1, compute, lambda: digests.name_of(record[0]))
+        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
+        made_from = self._parts(function, described, seed)
+        return self._computed(
+            name, 1, 1, lambda start, stop: (function(*inputs, **options), {}), made_from, unless_told
+        )
 
-    def _computed(
-        self,
-        name: str,
-        kernel: Callable[..., Any],
-        inputs: Mapping[str, Any],
-        seed: Sequence[object] | None,
-        total: int,
-        shard: int,
-        compute: shards.Compute,
-        record: Callable[[], str],
-    ) -> Any:
-        rel, stage = f"{name}.safetensors", MADE_BY[name.split("/")[0]]
-        made_from = self._parts(kernel, inputs, seed)
-        if rel not in self._read or self._read[rel][1].get("made_from") != json.dumps(made_from):
-            self._read[rel] = shards.run(
-                *(self.path(rel), total, shard, compute, self.journal),
-                stage=stage,
-                what=name,
-                made_from=made_from,
-                record=record,
-            )
-        self._kept[rel] = None
-        return self._restored(rel)
+    def _computed(self, name: str, total: int, shard: int, compute: Any, made_from: Any, report: Kernel) -> Any:
+        if name not in self._read or kept.changed(self._read[name][1], made_from):
+            self._read[name] = kept.computed(name, self._path(name), total, shard, compute, made_from, report)
+        self._kept[name] = None
+        return self._restored(name)
 
     def keep_model(
-        self,
-        name: str,
-        fit: Callable[..., pd.DataFrame],
-        model: nn.Module,
-        *inputs: Any,
-        seed: Sequence[object],
-        **settings: Any,
+        self, name: str, fit: Kernel, model: nn.Module, *inputs: Any, seed: Seed = None, **settings: Any
     ) -> pd.DataFrame:
         """Train `model` in place by `fit(model, *inputs, **settings)`, store models/`name`, and return the history.
 
-        `fit` is also given `generator`, `checkpoint` and `progress`, as `train.fit`: training goes on after its last
-        finished epoch. A model that was trained from the same initial weights and images, with the same settings and
-        source, is loaded instead; else it is trained again, and what changed is said.
+        `fit` is also given `generator`, `checkpoint` and `progress`, as `train.fit`: it goes on after its last finished
+        epoch and, where it was finished, returns at once. What was trained from other initial weights or images, with
+        other settings or source, is trained again, and what changed is said.
         """
-        import pandas as pd
-
         from nbsupport import models
 
-        rel = f"models/{name}.safetensors"
-        path, what = self.path(rel), f"{name} model"
-        described = {"model": model, **dict(zip(_names(fit)[1:], inputs, strict=False)), **settings}
-        made_from = self._parts(fit, described, seed)
-        text = json.dumps(made_from)
-        checkpoint = path.with_name(f".{name}.checkpoint")
-        described_by = path.with_name(f".{name}.checkpoint.json")  # torch's own format has no room for it
-        self._kept[rel] = None
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                tensors, metadata = files.load_with_metadata(path)
-                if not self._say_changed(what, metadata.get("made_from", "{}"), made_from):
-                    model.load_state_dict(tensors)
-                    history = pd.read_csv(io.StringIO(metadata["history"]), engine="python")
-                    self.report("02_training", what, len(history), len(history), "epochs", event="reused")
-                    return history
-            except DamagedArtifact as error:
-                print(f"damaged, made again: {path} ({error.why})")
-        if checkpoint.exists() and (
-            not described_by.exists() or self._say_changed(what, described_by.read_text(), made_from)
-        ):
-            checkpoint.unlink()
-        files.write_text(described_by, text)
+        path, stage, what = self._path(f"models/{name}"), MADE_BY["models"], f"{name} model"
+        made_from = self._parts(fit, {**dict(zip(_names(fit), (model, *inputs), strict=False)), **settings}, seed)
+        checkpoint = path.with_name(f".{name}.{kept.short(made_from)}.checkpoint")
+        for stale in {*path.parent.glob(f".{name}.*.checkpoint")} - {checkpoint}:
+            stale.unlink()
+        with contextlib.suppress(FileNotFoundError, DamagedArtifact):
+            if why := kept.changed(files.read_metadata(path), made_from):
+                print(f"out of date, made again: {what} ({why})")
+                self.journal.report(stage, what, 0, 1, "batches", event="outdated", why=why)
 
         def progress(done: int, total: int) -> None:
             if done % 20 == 0 or done == total:
-                self.report("02_training", what, done, total, "batches")
+                self.journal.report(stage, what, done, total, "batches")
 
-        history = fit(
-            model, *inputs, checkpoint=checkpoint, progress=progress, **settings, **self._generator(fit, seed)
-        )
-        models.save(model, path, made_from=text, history=history.to_csv(index=False))
+        options = {**settings, "checkpoint": checkpoint, "progress": progress, **self._generator(fit, seed)}
+        history: pd.DataFrame = fit(model, *inputs, **options)
+        models.save(model, path, made_from=json.dumps(made_from))
+        self._kept[f"models/{name}"] = None
         return history
 
-    def _say_changed(self, what: str, stored: str, made_from: Mapping[str, str]) -> bool:
-        """Return whether the parts `stored`, as JSON, differ from `made_from`, and print in what."""
-        changed = digests.changes(json.loads(stored), made_from)
-        if changed:
-            print(f"out of date, trained again: {what} (changed: {', '.join(changed)})")
-            why = f"changed: {', '.join(changed)}"
-            self.report("02_training", what, 0, 1, "batches", event="outdated", path=what, why=why)
-        return bool(changed)
-
-    def _parts(
-        self, function: Callable[..., Any], inputs: Mapping[str, Any], seed: Sequence[object] | None
-    ) -> dict[str, str]:
-        parts = digests.parts(function, inputs, self.device.type)
+    def _parts(self, function: Kernel, inputs: Mapping[str, Any], seed: Seed) -> dict[str, str]:
+        parts = kept.parts(function, inputs, self.device.type)
         if seed is not None:
             parts["seed"] = repr((self.settings.seed, *map(str, seed)))
-        sources = {name.removeprefix("source "): digest for name, digest in parts.items() if name.startswith("source ")}
-        own = {name: digest for name, digest in sources.items() if name.startswith("nbsupport.")}
+        own = {name.removeprefix("source "): digest for name, digest in parts.items() if "source nbsupport." in name}
         self._made_from["sources"] |= own
         return parts
 
@@ -350,9 +292,8 @@ class Run:
 
         return runtime.seeded(self.settings.seed, *purpose)
 
-    def _generator(self, function: Callable[..., Any], seed: Sequence[object] | None) -> dict[str, Any]:
-        takes = seed is not None and "generator" in _names(function)
-        return {"generator": self.generator(*(seed or ()))} if takes else {}
+    def _generator(self, function: Kernel, seed: Seed) -> dict[str, torch.Generator]:
+        return {"generator": self.generator(*seed)} if seed is not None and "generator" in _names(function) else {}
 
     def _shard(self, name: str, model: nn.Module, in_shape: tuple[int, ...]) -> int:
         """Return how many images are stored at once; it is noted in run.json."""
@@ -361,7 +302,8 @@ class Run:
         folder = name.split("/")[0]
         rows = runtime.rows_per_batch(model, in_shape, self.device)
         images = max(4, rows // _SHARE.get(folder, 2))
-        self.record(batch_sizes={"rows": rows, f"images_per_shard_{folder}": images})
+        sizes = {"rows": rows, f"images_per_shard_{folder}": images}
+        manifest.update(self.dir, lambda contents: contents["batch_sizes"].update(sizes))
         return images
 
     def load(self, name: str) -> Any:
@@ -370,9 +312,8 @@ class Run:
         What is out of date is said. Raises MissingInput where it is absent and DamagedArtifact where it is truncated
         or altered.
         """
-        rel = f"{name}.safetensors"
-        self._load(rel)
-        return self._restored(rel)
+        self._load(name)
+        return self._restored(name)
 
     def load_all(self, folder: str) -> dict[tuple[str, str], Any]:
         """Return all results in `folder`, such as "boundary", by (model, examples).
@@ -386,30 +327,26 @@ class Run:
         """Return the (model, examples) of all that is stored in `folder`; raises MissingInput as `load_all`."""
         entry = manifest.read(self.dir)["stages"].get(MADE_BY[folder])
         if entry is None or not entry["finished"]:
-            raise MissingInput(
-                f"{self.path(folder)} is not complete; the notebook {MADE_BY[folder]} makes it: run\n  {self.command}"
-            )
-        outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if stages.is_artifact(rel)]
+            raise self._missing(self.path(folder), MADE_BY[folder], "is not complete")
+        outputs = [rel.removesuffix(".safetensors").split("/") for rel in entry["outputs"] if manifest.is_artifact(rel)]
         return [(parts[1], parts[2]) for parts in outputs if parts[0] == folder and len(parts) == 3]
 
     def inputs(self, name: str) -> dict[str, Tensor]:
         """Return what `keep` stored beside the result: `index`, `x` and, for attacks, `y`. Raises as `load`."""
-        rel = f"{name}.safetensors"
-        tensors, _ = self._load(rel)
-        result = self._restored(rel).tensors()
+        tensors, result = self._load(name)[0], self._restored(name).tensors()
         return {label: tensor for label, tensor in tensors.items() if label not in result}
 
     def seconds(self, name: str) -> float:
         """Return the seconds that computing `name` took, over all processes that had a part in it."""
-        return float(self._load(f"{name}.safetensors")[1]["seconds"])
+        return float(self._load(name)[1]["seconds"])
 
-    def _load(self, rel: str) -> shards.Stored:
-        if rel not in self._read:
-            self._read[rel] = files.load_with_metadata(self._require(rel))
-            self._say_outdated(MADE_BY[rel.split("/")[0]])
-        if rel not in self._kept:
-            self._made_from["files"][rel] = self._read[rel][1]["contents"]
-        return self._read[rel]
+    def _load(self, name: str) -> kept.Stored:
+        if name not in self._read:
+            self._read[name] = files.load_with_metadata(self._require(name))
+            self._say_outdated(_made_by(name))
+        if name not in self._kept:
+            self._made_from["files"][f"{name}.safetensors"] = self._read[name][1]["contents"]
+        return self._read[name]
 
     def _say_outdated(self, stage: str) -> None:
         if stage not in self._told:
@@ -418,25 +355,28 @@ class Run:
             if state.name == "outdated":
                 print(f"out of date: the results of {stage} ({'; '.join(state.faults)}); run that notebook again")
 
-    def _restored(self, rel: str) -> Any:
-        """Return the tensors of `rel` as the class that its header names: one of this package, or loaded already."""
-        tensors, metadata = self._read[rel]
-        module, _, name = metadata.get("record", "").partition(":")
+    def _restored(self, name: str) -> Any:
+        """Return what is kept as `name` as the class that its header names: one of this package, or loaded already."""
+        tensors, metadata = self._read[name]
+        module, _, kind = metadata.get("record", "").partition(":")
         if module.startswith("nbsupport."):
             importlib.import_module(module)
-        kind = getattr(sys.modules.get(module), name, None)
-        if not hasattr(kind, "from_tensors"):
-            why = f"it names {metadata.get('record')!r}, which is no kind of result"
-            raise DamagedArtifact(self.path(rel), why)
-        return kind.from_tensors(tensors)
+        found = getattr(sys.modules.get(module), kind, None)
+        if found is None or not hasattr(found, "from_tensors"):
+            raise DamagedArtifact(self._path(name), f"it names {module}:{kind}, which is no kind of result")
+        return found.from_tensors(tensors)
 
-    def _require(self, rel: str) -> Path:
-        """Return the path of `rel`; raises MissingInput, with the notebook that makes it, where it is absent."""
-        path = self.path(rel)
-        if not path.exists():
-            made_by = MADE_BY[rel.split("/")[0]]
-            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+    def _path(self, name: str) -> Path:
+        return self.path(f"{name}.safetensors")
+
+    def _require(self, name: str) -> Path:
+        """Return where `name` is stored; raises MissingInput, with the notebook that makes it, where it is absent."""
+        if not (path := self._path(name)).exists():
+            raise self._missing(path, _made_by(name))
         return path
+
+    def _missing(self, path: Path, made_by: str, why: str = "is missing") -> MissingInput:
+        return MissingInput(f"{path} {why}; the notebook {made_by} makes it: run\n  {self.command}")
 
     # Tables and figures
 
@@ -451,7 +391,7 @@ class Run:
 
         path = self.path("tables", f"{name}.csv")
         if not path.exists():
-            raise MissingInput(f"{path} is missing; the notebook {made_by} makes it: run\n  {self.command}")
+            raise self._missing(path, made_by)
         self._say_outdated(made_by)
         try:
             frame = pd.read_csv(path, engine="python")  # whose floats are exact
@@ -469,57 +409,42 @@ class Run:
 
     # Stages
 
-    def report(self, stage: str, what: str, done: int, total: int, unit: str = "images", **extra: Any) -> None:
-        """Report progress to the journal: see `Journal.report`."""
-        self.journal.report(stage, what, done, total, unit, **extra)
-
     def warn(self, stage: str, messages: Iterable[str]) -> None:
         """Report warnings of `stage`, which the terminal of a run shows."""
         for message in messages:
             self.journal.append(stage=stage, event="warning", message=message)
 
-    def record(self, **entries: Any) -> None:
-        """Write `entries` into run.json; a mapping is merged with what stands there, such as `batch_sizes`."""
-
-        def change(contents: dict[str, Any]) -> None:
-            for name, value in entries.items():
-                contents[name] = {**contents.get(name, {}), **value} if isinstance(value, Mapping) else value
-
-        manifest.update(self.dir, change)
-
-    def finish(
-        self,
-        stage: str,
-        *,
-        tables: Mapping[str, pd.DataFrame] | None = None,
-        figures: Mapping[str, Figure] | None = None,
-    ) -> None:
+    def finish(self, stage: str, *, tables: Frames | None = None, figures: Figures | None = None) -> None:
         """Store the tables and figures of `stage`, and record all that it has stored, what from, and how long it took.
 
         Raises MissingInput where a kept result is no longer there.
         """
-        kept = [rel for rel in self._kept if MADE_BY[rel.split("/")[0]] == stage]
-        outputs = [self._require(rel) for rel in kept]
+        kept = [name for name in self._kept if _made_by(name) == stage]
+        outputs = [self._require(name) for name in kept]
         outputs += [self.write_table(name, frame) for name, frame in (tables or {}).items()]
         for name, figure in (figures or {}).items():
             outputs += self.write_figure(name, figure)
         seconds = round(time.monotonic() - self._opened, 3)
-        stages.finish(self.dir, stage, outputs, self._made_from, seconds=seconds, device=str(self.device))
+        manifest.finish(self.dir, stage, outputs, self._made_from, seconds=seconds, device=str(self.device))
         self.journal.append(stage=stage, event="finished", seconds=seconds)
         counts = f"{len(kept)} results, {len(tables or {})} tables, {len(figures or {})} figures"
         print(f"stored in {self.dir}: {counts}")
 
-    def state(self, stage: str) -> stages.StageState:
+    def state(self, stage: str) -> manifest.StageState:
         """Return whether `stage` is complete, from the checksums of all that it has stored and was made from."""
-        return stages.state(self.dir, stage)
+        return manifest.state(self.dir, stage)
 
     def begin(self, stage: str) -> list[Path]:
-        """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `stages.begin`."""
-        return stages.begin(self.dir, stage)
+        """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `manifest.begin`."""
+        return manifest.begin(self.dir, stage)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run folder for this process; raises RunInUse, which names the process that has it."""
-        return lock.held(self.dir)
+        return manifest.held(self.dir)
+
+
+def _made_by(name: str) -> str:
+    return MADE_BY[name.split("/")[0]]
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
@@ -576,10 +501,10 @@ def _adopt(run: Run) -> None:
         return
     if any(before.get(name) != after[name] for name in ("dataset", "preset", "train_data", "test_data")):
         raise manifest.ParametersDiffer(run.dir, differing)
-    if user := lock.holder(run.dir):
-        raise lock.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
-    states = {stage: run.state(stage).name for stage in stages.NAMES}
-    run.record(parameters=after)
+    if user := manifest.holder(run.dir):
+        raise manifest.RunInUse(f"{run.dir} is in use by {user} with other settings; wait for it, or stop it")
+    states = {stage: run.state(stage).name for stage in manifest.STAGES}
+    manifest.update(run.dir, lambda contents: contents.update(parameters=after))
     print(f"{run.dir} was made with other settings; they are changed:", *differing, sep="\n  ")
     stale = [stage for stage, name in states.items() if name == "complete" and run.state(stage).name != "complete"]
     if stale:

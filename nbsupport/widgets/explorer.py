@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import torch
+import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from nbsupport import plots, stages, store
-from nbsupport.stages import FILTERS, MODELS, THRESHOLD, Single, Stored
-from nbsupport.widgets.live import LivePanel
-from nbsupport.widgets.message import ERRORS, preformatted, shown_refusal, status
-from nbsupport.widgets.slice import SlicePanel
-from nbsupport.widgets.still import Still, StillBox, headless, png, undisturbed
-from nbsupport.widgets.turns import in_turn
+from nbsupport import plots, store
+from nbsupport.widgets import still
+from nbsupport.widgets.panels import BUTTON, ROW, Chosen, LivePanel, SlicePanel, Turns
+from nbsupport.widgets.still import ERRORS, Still, StillBox, png, status, undisturbed
+from nbsupport.widgets.stored import FILTERS, THRESHOLD, Single, Stored, telling
 
 _EVERY = -1  # class; a list takes None for nothing chosen
 _FIRST = "OPTMARGIN"  # the attack shown first
 _LABELS = {"style": {"description_width": "58px"}}
-_BUTTON = {"layout": {"width": "110px"}}
-_ROW = {"layout": {"flex_flow": "row wrap"}}
 
 
 def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox | Still:
     """Return controls and panels that show one attacked image after the other, from what the run has stored.
 
     Model, attack, true class and filter choose the images; slider, buttons and the number of the test image choose one
-    of them. Every redraw is from stored results. Two more panels evaluate the model, and only while they are open: a
-    2-D slice, and the image moved along the attack's change. In a headless run it is one picture, of the first success.
+    of them. It opens on the first image on which the attack succeeded and that was probed. Every redraw is from stored
+    results. Two more panels evaluate the model, and only while they are open: a 2-D slice, and the image moved along
+    the attack's change. In a headless run it is one picture, of the image on which it would open.
 
     Parameters
     ----------
     run_dir
-        The run folder. Results that a stage has not stored yet are named, with the command that makes them.
+        The run folder. Results that a stage has not stored yet are named, with the command that makes them; results
+        that are out of date are shown, and what has changed since is said.
 
     Notes
     -----
@@ -50,207 +45,151 @@ def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox | Still:
     try:
         stored = Stored(store.existing_run(run_dir))
     except ERRORS as error:
-        return Still(str(error)) if headless() else shown_refusal(error)
-    return _still(stored) if headless() else _Explorer(stored).box
+        return Still(str(error)) if still.headless() else ipywidgets.VBox([ipywidgets.HTML(still.refusal(error))])
+    return _still(stored) if still.headless() else _Explorer(stored).box
+
+
+def _opening(stored: Stored) -> Chosen:
+    """Return the image that is shown first."""
+    model, names = store.MODELS[0], stored.names()
+    attack = _FIRST if _FIRST in names else names[0]
+    return model, attack, telling(stored.images[model, attack])
 
 
 def _still(stored: Stored) -> Still:
-    """Return the picture of the first success of the first attack, or of its first image."""
-    model, attack = MODELS[0], _first(stored)
-    rows = [*stored.select(model, attack, "succeeded").tolist(), 0]
-    shown = stored.single(model, attack, rows[0])
-    return Still(
-        f"{attack} on the {model} model: {_sentence(shown, stored)}", png(figure(stored, model, attack, shown))
-    )
-
-
-def _first(stored: Stored) -> str:
-    names = stored.names()
-    return _FIRST if _FIRST in names else names[0]
+    """Return the picture of the image on which the explorer opens."""
+    model, attack, index = _opening(stored)
+    shown = stored.single(model, attack, index)
+    said = [f"{attack} on the {model} model: {_sentence(shown, stored)}", *stored.outdated]
+    return Still("\n".join(said), png(figure(stored, shown)))
 
 
 class _Explorer:
     """The controls and panels of `instance_explorer`; `box` holds them all."""
 
     def __init__(self, stored: Stored) -> None:
-        self._stored, self.lock = stored, threading.RLock()
-        self._networks: dict[str, nn.Module] = {}
-        self._rows = torch.empty(0, dtype=torch.int64)
-        self._row: int | None = None
-        self._moving = False
-        dropdown, button = ipywidgets.Dropdown, ipywidgets.Button
-        self._model = dropdown(options=MODELS, description="model", **_LABELS)
-        self._attack = dropdown(options=stored.names(), value=_first(stored), description="attack", **_LABELS)
-        classes = [("all classes", _EVERY), *((name, y) for y, name in enumerate(stored.classes))]
-        self._class = dropdown(options=classes, description="class", **_LABELS)
-        filters = [(text, name) for name, text in FILTERS.items()]
-        self._filter = dropdown(options=filters, description="filter", layout={"width": "340px"}, **_LABELS)
+        self._stored, turns = stored, Turns()
+        self._frame = pd.DataFrame()  # of the images that fulfil the filter
+        _, attack, self._index = _opening(stored)  # the position of the image shown last
+        options = {
+            "model": store.MODELS,
+            "attack": stored.names(),
+            "class": [("all classes", _EVERY), *((name, y) for y, name in enumerate(stored.classes))],
+            "filter": [(entry.text, name) for name, entry in FILTERS.items()],
+        }
+        self._lists = [ipywidgets.Dropdown(options=options[name], description=name, **_LABELS) for name in options]
+        self._lists[1].value, self._lists[3].layout.width = attack, "340px"
         self._place = ipywidgets.IntSlider(min=1, max=1, description="image", continuous_update=False, **_LABELS)
-        self._index = ipywidgets.BoundedIntText(
+        self._number = ipywidgets.BoundedIntText(
             min=0, max=0, description="test image", layout={"width": "160px"}, style={"description_width": "72px"}
         )
-        self._previous = button(description="previous", icon="arrow-left", **_BUTTON)
-        self._next = button(description="next", icon="arrow-right", **_BUTTON)
-        self._status = ipywidgets.HTML()
-        self._picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
-        self._slice = SlicePanel(stored, self._network, self.lock)
-        self._live = LivePanel(stored, self._network, self.lock)
-        notes = [ipywidgets.HTML(preformatted(f"Not stored: {kind}. {why}")) for kind, why in stored.absent.items()]
-        children = [
-            ipywidgets.HBox([self._model, self._attack], **_ROW),
-            ipywidgets.HBox([self._class, self._filter], **_ROW),
-            ipywidgets.HBox([self._place, self._index], **_ROW),
-            ipywidgets.HBox([self._previous, self._next, self._slice.toggle, self._live.toggle], **_ROW),
-            self._status,
-            *notes,
-            self._picture,
-            self._slice.box,
-            self._live.box,
-        ]
-        for control in (self._model, self._attack, self._class, self._filter):
-            control.observe(self._choose, names="value")
-        self._place.observe(self._show, names="value")
-        self._index.observe(self._jump, names="value")
-        self._previous.on_click(self._step(-1))
-        self._next.on_click(self._step(1))
+        self._previous = ipywidgets.Button(description="previous", icon="arrow-left", **BUTTON)
+        self._next = ipywidgets.Button(description="next", icon="arrow-right", **BUTTON)
+        self._status, self._picture = ipywidgets.HTML(), still.picture()
+        self._panels = SlicePanel(stored, turns), LivePanel(stored, turns)
         self._choose()
+        for control in self._lists:
+            turns.on(control, self._choose)
+        turns.on(self._place, self._show)
+        turns.on(self._number, self._jump)
+        turns.on(self._previous, lambda _: self._go(self._place.value - 1))
+        turns.on(self._next, lambda _: self._go(self._place.value + 1))
+        buttons = [self._previous, self._next, *(panel.toggle for panel in self._panels)]
+        rows = [self._lists[:2], self._lists[2:], [self._place, self._number], buttons]
+        notes = [f"Not stored: {kind}. {why}" for kind, why in stored.absent.items()] + stored.outdated
+        below = [self._status, *(ipywidgets.HTML(still.preformatted(note)) for note in notes), self._picture]
+        children = [*(ipywidgets.HBox(row, **ROW) for row in rows), *below, *(panel.box for panel in self._panels)]
         self.box = StillBox(children, lambda: _still(stored))
 
-    def _network(self, model: str) -> nn.Module:
-        """Return the trained model, read once."""
-        if model not in self._networks:
-            self._networks[model] = stages.load_model(self._stored.run, model)
-        return self._networks[model]
+    def _asked(self) -> tuple[str, str, str, int | None]:
+        """Return the model, the attack, the filter, and the true class (None for all) that were chosen."""
+        model, attack, y, condition = (control.value for control in self._lists)
+        return model, attack, condition, None if y == _EVERY else y
 
-    def _asked(self) -> int | None:
-        """Return the true class asked for, None for all."""
-        return None if self._class.value == _EVERY else int(self._class.value)
-
-    @in_turn
     def _choose(self, change: Any = None) -> None:
-        """Find the images for the controls; with another model or attack, stay at the same image."""
-        model, attack = self._model.value, self._attack.value
-        self._rows = self._stored.select(model, attack, self._filter.value, self._asked())
-        count = len(self._rows)
-        stay = change is not None and change.owner in (self._model, self._attack)
-        self._moving = True  # the slider's own events would draw intermediate states
-        try:
-            self._place.max = max(count, 1)
-            self._place.value = 1 + (_place_of(self._rows, self._row) if stay else 0)
-            self._place.disabled = self._index.disabled = not count
-            self._index.max = int(self._stored.examples[model, attack].index.max())
-        finally:
-            self._moving = False
-        self._show()
+        """Find the images for the controls.
 
-    @in_turn
+        With another model or attack, stay at the same image, or go to a telling one; with another filter or class,
+        begin at the first image.
+        """
+        model, attack, condition, y = self._asked()
+        self._frame = self._stored.select(model, attack, condition, y)
+        places, place = self._frame["index"].tolist(), 0
+        if places and (change is None or change.owner in self._lists[:2]):
+            place = places.index(self._index if self._index in places else telling(self._frame))
+        self._place.max = max(len(places), 1)
+        self._place.disabled = self._number.disabled = not places
+        self._number.max = int(self._stored.images[model, attack]["index"].max())
+        self._go(1 + place)
+
     def _jump(self, _: Any) -> None:
         """Go to the test image whose number was typed or, of those that fulfil the filter, the nearest."""
-        if self._moving or not len(self._rows):
-            return
-        index = self._stored.examples[self._model.value, self._attack.value].index[self._rows]
-        place = 1 + int((index - self._index.value).abs().argmin())
-        if place == self._place.value:
-            self._show()  # the number of the nearest image replaces what was typed
-        self._place.value = place
+        if not self._frame.empty:
+            self._go(1 + int((self._frame["index"] - self._number.value).abs().to_numpy().argmin()))
 
-    def _step(self, by: int) -> Callable[[Any], None]:
-        def step(_: Any) -> None:
-            with self.lock:
-                self._place.value = min(max(self._place.value + by, 1), self._place.max)
+    def _go(self, place: int) -> None:
+        self._place.value = min(max(place, 1), self._place.max)
+        self._show()
 
-        return step
-
-    @in_turn
+    @undisturbed()
     def _show(self, _: Any = None) -> None:
         """Draw the image at the slider's place, and say in the status what is shown."""
-        if self._moving:
-            return
-        place, count = self._place.value, len(self._rows)
+        place, count = self._place.value, len(self._frame)
         self._previous.disabled, self._next.disabled = place <= 1, place >= count
-        model, attack, condition, y = self._model.value, self._attack.value, self._filter.value, self._asked()
-        data: dict[str, object] = {"model": model, "attack": attack, "class": "" if y is None else y}
-        data |= {"filter": condition, "count": count}
-        if not count:
-            reason = self._why_none(model, attack, condition)
-            self._picture.value = png(plots.nothing_to_show(reason))
-            self._status.value = status(f"No image to show: {reason}.", {"state": "none", **data, "index": ""})
-            self._slice.choose(None)
-            self._live.choose(None)
-            return
-        self._row = int(self._rows[place - 1])
-        shown = self._stored.single(model, attack, self._row)
-        self._moving = True
-        try:
-            self._index.value = shown.index
-        finally:
-            self._moving = False
-        with undisturbed():
-            self._picture.value = png(figure(self._stored, model, attack, shown))
-        said = f"{place} of {count}: {_sentence(shown, self._stored)}"
-        self._status.value = status(said, {"state": "ready", **data, **_numbers(shown)})
-        self._slice.choose((model, attack, self._row))
-        self._live.choose((model, attack, self._row))
+        model, attack, condition, y = self._asked()
+        data: dict[str, object] = {"state": "ready" if count else "none", "model": model, "attack": attack, "class": y}
+        data |= {"filter": condition, "count": count, "index": None}
+        if count:
+            self._number.value = self._index = int(self._frame["index"].iloc[place - 1])
+            shown = self._stored.single(model, attack, self._index)
+            row, attacked = shown.row, shown.adversarial
+            data |= {"index": self._index, "y": row.y, "success": str(row.success).lower(), "vote": attacked.vote}
+            data |= {"rms": row.rms / self._stored.pixel_max, "score": attacked.score}
+            data["benign-score"] = shown.original.score
+            drawn, said = figure(self._stored, shown), f"{place} of {count}: {_sentence(shown, self._stored)}"
+        else:
+            reason = self._why_none(model, attack, condition, y)
+            drawn, said = plots.nothing_to_show(reason), f"No image to show: {reason}."
+        self._picture.value, self._status.value = png(drawn), status(said, data)
+        for panel in self._panels:
+            panel.choose((model, attack, self._index) if count else None)
 
-    def _why_none(self, model: str, attack: str, condition: str) -> str:
+    def _why_none(self, model: str, attack: str, condition: str, y: int | None) -> str:
         needed = {"vote-wrong": "votes", "missed": "detectors"}.get(condition)
         if needed in self._stored.absent:
             return f"{needed} are not stored yet"
-        if condition == "missed" and (model, attack) not in self._stored.detectors:
+        if condition == "missed" and (model, attack) not in self._stored.results["detector"]:
             return f"no detector was trained on {attack}, which has too few successes on the {model} model"
-        y = self._asked()
         of = "" if y is None else f" of class {self._stored.classes[y]}"
-        return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition]}"'
+        return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition].text}"'
 
 
-def figure(stored: Stored, model: str, attack: str, shown: Single) -> Figure:
+def figure(stored: Stored, shown: Single) -> Figure:
     """Return the explorer's picture of one attacked image."""
+    row = shown.row
     return plots.instance_panels(
         shown.original,
         shown.adversarial,
-        name=attack,
-        title=f"Test image {shown.index}, {attack} on the {model} model",
-        classes=stored.classes,
-        radius=stored.settings.radius,
+        name=row.examples,
+        title=f"Test image {row['index']}, {row.examples} on the {row.model} model",
         last=stored.settings.magnitudes[-1],
         threshold=THRESHOLD,
-        band=stored.band(model),
-        pixel_max=stored.pixel_max,
+        band=stored.bands.get(row.model),
         absent=dict.fromkeys(stored.absent, "not stored yet"),  # a note has the rest
+        **stored.look,
     )
-
-
-def _place_of(rows: Tensor, row: int | None) -> int:
-    """Return where `row` stands among `rows`, 0 where it does not."""
-    places = rows.tolist()
-    return places.index(row) if row in places else 0
 
 
 def _sentence(shown: Single, stored: Stored) -> str:
     """Return in words what is known of the image."""
-    attacked, names = shown.adversarial, stored.classes
-    outcome = "succeeded" if shown.success else "failed" if shown.correct else "not tried: misclassified before"
-    parts = [f"test image {shown.index}, true class {names[shown.y]}", f"attack {outcome}"]
-    parts.append(f"RMS {shown.rms * stored.pixel_max:.4g} (pixels in [0, {stored.pixel_max:g}])")
+    row, attacked, names = shown.row, shown.adversarial, stored.classes
+    outcome = "succeeded" if row.success else "failed" if row.correct else "not tried: misclassified before"
+    parts = [f"test image {row['index']}, true class {names[row.y]}", f"attack {outcome}"]
+    parts.append(f"RMS {row.rms:.4g} (pixels in [0, {stored.pixel_max:g}])")
     if attacked.vote is not None:
-        parts.append(f"vote {names[attacked.vote]} ({'right' if attacked.vote == shown.y else 'wrong'})")
+        parts.append(f"vote {names[attacked.vote]} ({'right' if attacked.vote == row.y else 'wrong'})")
     if attacked.score is not None:
         verdict = "detected" if attacked.score >= THRESHOLD else "missed"
-        parts.append(f"detector {attacked.score:.3f} ({verdict}; training part: {'yes' if shown.trained_on else 'no'})")
+        trained_on = "yes" if row.detector_part == "training" else "no"
+        parts.append(f"detector {attacked.score:.3f} ({verdict}; training part: {trained_on})")
     return "; ".join(parts)
-
-
-def _numbers(shown: Single) -> dict[str, object]:
-    return {
-        "index": shown.index,
-        "y": shown.y,
-        "success": str(shown.success).lower(),
-        "rms": f"{shown.rms:.6g}",
-        "vote": "" if shown.adversarial.vote is None else shown.adversarial.vote,
-        "score": _number(shown.adversarial.score),
-        "benign-score": _number(shown.original.score),
-    }
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

@@ -1,199 +1,191 @@
-"""The explorer's live part: an image between the original and the adversarial one, probed while one looks on."""
+"""What a model says of a stored image while one looks on: the plane through it, and any image on the attack's way."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import ipywidgets
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from nbsupport import plots, stages
-from nbsupport.stages import Live, Stored
-from nbsupport.widgets.background import Background
-from nbsupport.widgets.message import preformatted, status
-from nbsupport.widgets.still import png, undisturbed
-from nbsupport.widgets.turns import in_turn
+from nbsupport import boundary, checks, files, region, runtime, suite
+from nbsupport.boundary import Profile, Slice
+from nbsupport.plots import Version
+from nbsupport.presets import Settings
+from nbsupport.store import Run
+from nbsupport.widgets.stored import counted
 
-BEYOND = 1.5  # the largest share of the attack's change
-_PLACES = 30  # of the slider
-_BUTTON = {"width": "110px"}
+RAYS = 32  # of the run's directions, evenly chosen
+THIRDS = {
+    "view": "a view of OPTMARGIN, nearest to the true class",
+    "gradient": "the gradient, steepest way out of the class",
+    "random": "a random direction",
+}  # what spans a slice beside the attack's change
+_CHUNK = 8  # rays between two looks at whether to go on
+_OF_RAYS = ("distance", "adjacent", "reached")  # what a profile says of each ray
 
 
-class LivePanel:
-    """A button, and below it controls that move an image along the change of an attack.
+@dataclass(frozen=True, eq=False)
+class Live:
+    """What is known so far of one image between two others.
 
-    Moving the slider starts anew: the prediction comes at once, then the vote, then the rays in small groups. The HTML
-    element of class `nb-live` has `data-state` ("off", "running", "done", "cancelled", "saved", "error", or "none"
-    where the attack changed nothing), `data-index`, `data-share`, `data-rms` ([0, 1] units), `data-label`, `data-vote`,
-    `data-rays`, `data-done` and `data-total` (parts of the work).
+    Attributes
+    ----------
+    share : float
+        How far it lies from the original (0) to the adversarial image (1).
+    rms : float
+        Its distance from the original, [0, 1] units.
+    logits : Tensor (L,)
+        The model's.
+    directions : Tensor (R,) int64
+        Which of the run's directions have been probed so far.
+    version : Version
+        The image clip(x + share * (x_adv - x)), its label, vote and rays as far as they are known.
+    done, total : int
+        Parts of the computation.
     """
 
-    def __init__(self, stored: Stored, network: Callable[[str], nn.Module], lock: threading.RLock) -> None:
-        self._stored, self._network, self.lock = stored, network, lock
-        self._background = Background(lock)
-        self._chosen: tuple[str, str, int] | None = None
-        self._share = 0.5
-        self._last: Live | None = None  # what is known of the image that was asked for last
-        self._moving = False
-        self.toggle = ipywidgets.ToggleButton(
-            description="probe", icon="flask", tooltip="Between original and adversarial image, live", layout=_BUTTON
-        )
-        self._by = ipywidgets.Dropdown(
-            options=[("share of the change", "share"), ("length (RMS)", "rms")], description="move by", value="share"
-        )
-        self._slider = ipywidgets.FloatSlider(
-            description="to", max=BEYOND, step=BEYOND / _PLACES, value=0.5, continuous_update=False,
-            readout_format=".3f", layout={"width": "380px"},
-        )  # fmt: skip
-        self._bar = ipywidgets.IntProgress(layout={"width": "260px"})
-        self._cancel = ipywidgets.Button(description="cancel", icon="stop", disabled=True, layout=_BUTTON)
-        self._save = ipywidgets.Button(description="save", icon="save", disabled=True, layout=_BUTTON)
-        self._status = ipywidgets.HTML(status("", {"state": "off"}, kind="nb-live"))
-        self._picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
-        self.box = ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self._by, self._slider], layout={"flex_flow": "row wrap"}),
-                ipywidgets.HBox([self._bar, self._cancel, self._save], layout={"flex_flow": "row wrap"}),
-                self._status,
-                self._picture,
-            ],
-            layout={"display": "none"},
-        )
-        self.toggle.observe(self._begin, names="value")
-        self._by.observe(self._rescale, names="value")
-        self._slider.observe(self._begin, names="value")
-        self._cancel.on_click(self._stop)
-        self._save.on_click(self._keep)
-
-    @in_turn
-    def choose(self, chosen: tuple[str, str, int] | None) -> None:
-        """Take the image in a row of (model, attack); None: there is none to show."""
-        self._chosen = chosen
-        self._rescale()
+    share: float
+    rms: float
+    logits: Tensor
+    directions: Tensor
+    version: Version
+    done: int
+    total: int
 
     @property
-    def _length(self) -> float:
-        """The length of the attack's change, in the unit of the pixels."""
-        if self._chosen is None:
-            return 0.0
-        model, attack, row = self._chosen
-        return float(self._stored.examples[model, attack].result.rms[row]) * self._stored.pixel_max
+    def complete(self) -> bool:
+        """Whether nothing is left to compute."""
+        return self.done == self.total
 
-    @in_turn
-    def _rescale(self, change: Any = None) -> None:
-        """Give the slider the range of its unit, at the share of the change where it was."""
-        unit = self._length if self._by.value == "rms" else 1.0
-        self._moving = True  # the slider's own events would start computations
-        try:
-            end = BEYOND * (unit or 1.0)
-            self._slider.min, self._slider.max, self._slider.step = 0.0, end, end / _PLACES
-            self._slider.value = self._share * (unit or 1.0)
-        finally:
-            self._moving = False
-        self._begin()
 
-    @in_turn
-    def _begin(self, _: Any = None) -> None:
-        """Start anew at the slider's place, where the panel is open."""
-        if self._moving:
-            return
-        self._background.cancel()
-        on = self.toggle.value and self._chosen is not None
-        self.box.layout.display = "" if on else "none"
-        self._cancel.disabled = self._save.disabled = True
-        self._last = None
-        if not on or self._chosen is None:
-            self._status.value = status("", {"state": "off"}, kind="nb-live")
-            return
-        model, attack, row = self._chosen
-        if not self._length:
-            self._say("The attack changed nothing: there is no way to go.", "none")
-            return
-        self._share = self._slider.value / (self._length if self._by.value == "rms" else 1.0)
-        found = self._stored.examples[model, attack]
-        self._cancel.disabled = False
-        steps = (
-            live  # a generator, so that a model that cannot be read is found out while the steps are taken
-            for network in map(self._network, [model])
-            for live in stages.look_between(
-                network, found.x[row], found.result.x_adv[row], self._share, self._stored.settings
-            )
-        )
-        self._tell("running")
-        self._background.start(steps, self._show, self._fail)
+def look_between(
+    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, share: float, *, rays: int = RAYS
+) -> Iterator[Live]:
+    """Yield what is known of the image at `share` of the way from `x` to `x_adv`, after every part of the work.
 
-    def _show(self, live: Live) -> None:
-        self._last = live
-        self._bar.max, self._bar.value = live.total, live.done
-        self._cancel.disabled, self._save.disabled = live.complete, not live.complete
-        vote = live.vote
-        with undisturbed():
-            self._picture.value = png(
-                plots.live_panels(
-                    plots.Version(
-                        live.image,
-                        counts=None if vote is None else vote.counts[0],
-                        share=None if vote is None else (float(vote.p_lower[0]), float(vote.p_upper[0])),
-                        profile=live.profile,
-                    ),
-                    live.logits,
-                    title=f"share {live.share:.3g}, RMS {live.rms * self._stored.pixel_max:.4g}",
-                    classes=self._stored.classes,
-                    radius=self._stored.settings.radius,
-                    last=self._stored.settings.magnitudes[-1],
-                    pixel_max=self._stored.pixel_max,
-                )
-            )
-        self._tell("done" if live.complete else "running")
+    The first comes after a single forward pass, the second with the vote, the others with more and more rays. Vote and
+    rays use the run's own random points and directions: at shares 0 and 1 they repeat what the run has stored.
 
-    def _tell(self, state: str, more: str = "") -> None:
-        """Say what is known of the image looked at last."""
-        live, names = self._last, self._stored.classes
-        if live is None:
-            self._say(f"Nothing is known yet ({state}).", state)
-            return
-        parts = [f"share {live.share:.3g}: the model says {names[live.label]}"]
-        if live.vote is not None:
-            parts.append(f"the vote {names[int(live.vote.label[0])]}")
-        if live.profile is not None:
-            parts.append(f"{int(live.profile.reached.sum())} of {len(live.directions)} rays reach a boundary")
-        self._say(", ".join(parts) + f" ({state}).{more}", state, live)
+    Parameters
+    ----------
+    s : Settings
+        Of the run.
+    model : Module
+        Maps images in [0, 1] to logits (N, L).
+    x, x_adv : Tensor (C, H, W) float32
+        In [0, 1].
+    share : float
+        0 is `x`, 1 is `x_adv`; may lie beyond.
+    rays : int
+        Directions to probe, at least 1; all of the run's where there are no more.
 
-    def _say(self, said: str, state: str, live: Live | None = None) -> None:
-        data: dict[str, object] = {"state": state}
-        if self._chosen is not None:
-            model, attack, row = self._chosen
-            data |= {"model": model, "attack": attack, "index": int(self._stored.examples[model, attack].index[row])}
-        if live is not None:
-            data |= {"share": f"{live.share:.6g}", "rms": f"{live.rms:.6g}", "label": live.label}
-            data |= {"vote": "" if live.vote is None else int(live.vote.label[0]), "rays": len(live.directions)}
-            data |= {"done": live.done, "total": live.total}
-        self._status.value = status(said, data, kind="nb-live")
+    Raises
+    ------
+    ValueError
+        For images of different shape or out of range, a `share` that is not finite, `rays` below 1.
+    """
+    checks.images(torch.stack((x, x_adv)))
+    checks.number(share, name="share", low=-float(10**6), high=float(10**6))
+    checks.count(rays, name="rays")
+    image = x_adv if share == 1 else (x + share * (x_adv - x)).clamp(0, 1)  # exactly the adversarial image at its end
+    with runtime.frozen(model), torch.no_grad():
+        batch = image[None].to(runtime.device_of(model, image))
+        logits = model(runtime.laid_out(model, batch))[0].cpu()
+    every = suite.directions(s, tuple(x.shape))
+    chosen = torch.linspace(0, len(every) - 1, min(rays, len(every))).round().long()
+    parts = chosen.split(_CHUNK)
+    rms, version = float((image - x).square().mean().sqrt()), Version(image, label=int(logits.argmax()))
+    live = Live(share, rms, logits, chosen[:0], version, done=1, total=2 + len(parts))
+    yield live
+    generator = runtime.seeded(s.seed, "region")  # as notebook 4 draws them
+    vote = region.classify(model, image[None], radius=s.radius, samples=s.samples, generator=generator)
+    version = replace(version, **counted(vote.to("cpu")))
+    yield replace(live, version=version, done=2)
+    found: list[Profile] = []
+    for part in parts:
+        found.append(boundary.probe(model, image[None], every[part], s.magnitudes).to("cpu"))
+        rays_of = {name: torch.cat([getattr(each, name) for each in found], 1) for name in _OF_RAYS}
+        version = replace(version, profile=Profile(center=found[0].center, **rays_of))
+        yield replace(live, directions=chosen[: len(found) * _CHUNK], version=version, done=2 + len(found))
 
-    def _fail(self, error: Exception) -> None:
-        self._cancel.disabled = self._save.disabled = True
-        self._say("This cannot be computed.", "error")
-        self._status.value += preformatted(f"{type(error).__name__}: {error}")
 
-    @in_turn
-    def _stop(self, _: Any) -> None:
-        self._background.cancel()
-        self._cancel.disabled = True
-        self._tell("cancelled")
+def save_live(run: Run, model: str, attack: str, index: int, live: Live) -> Path:
+    """Store a complete `live` as live/<model>/<attack>-<index>-<share>.safetensors in the run folder; return its path.
 
-    @in_turn
-    def _keep(self, _: Any) -> None:
-        """Store what is shown in the run folder."""
-        if self._last is None or self._chosen is None:
-            return
-        model, attack, row = self._chosen
-        index = int(self._stored.examples[model, attack].index[row])
-        try:
-            path = stages.save_live(self._stored.run, model, attack, index, self._last)
-        except (OSError, ValueError) as error:
-            self._fail(error)
-            return
-        self._save.disabled = True
-        self._tell("saved", f" Stored in {path}")
+    Raises ValueError where it is not complete.
+    """
+    seen = live.version
+    if not live.complete or seen.counts is None or seen.profile is None:
+        raise ValueError(f"expected a complete look, got {live.done} of {live.total} parts; let it finish")
+    tensors = {"image": seen.image, "logits": live.logits, "directions": live.directions, "counts": seen.counts}
+    tensors |= {"rms": torch.tensor(live.rms), "index": torch.tensor(index), **seen.profile.tensors()}
+    path = run.path("live", model, f"{attack}-{index}-{live.share:.4f}.safetensors")
+    files.save_tensors(path, tensors, share=repr(live.share))
+    return path
+
+
+@dataclass(frozen=True, eq=False)
+class ViewSlice:
+    """A slice through one image and its adversarial version, with OPTMARGIN's views around the latter.
+
+    Attributes
+    ----------
+    slice : Slice
+        The classes in the plane; `points` holds "benign" and, where it differs, the attack's name.
+    views : Tensor (V, 2) float64
+        Where the views lie when they are projected onto the plane. Nearly all of a view points out of the plane.
+    labels : Tensor (V,) int64
+        The model's class at each view itself, clipped to [0, 1]; the last one is the adversarial image.
+    """
+
+    slice: Slice
+    views: Tensor
+    labels: Tensor
+
+
+def slice_with_views(
+    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, y: int, name: str, *, third: str = "random", size: int = 49
+) -> ViewSlice:
+    """Return the plane through an image `x` and its adversarial version `x_adv` (C, H, W), with OPTMARGIN's views.
+
+    Parameters
+    ----------
+    s : Settings
+        Of the run.
+    model : Module
+        The model that was attacked; maps images in [0, 1] to logits (N, L).
+    x, x_adv : Tensor (C, H, W) float32
+        In [0, 1].
+    y : int
+        The true class.
+    name : str
+        Of the attack. The views are those that an OPTMARGIN attack of the run used; other attacks use none, and get
+        OPTMARGIN's.
+    third : {"random", "gradient", "view"}
+        What spans the plane beside the attack's change: as in `boundary.plane`, or the view that comes nearest to the
+        true class (by the margin of its logits).
+    size : int
+        Places along each side.
+
+    Raises
+    ------
+    ValueError
+        For an unknown `third`, and as `boundary.plane`.
+    """
+    checks.choice(third, THIRDS, name="third")
+    offsets = suite.view_offsets(s, name if name in suite.OPTMARGINS else suite.OPTMARGINS[0], tuple(x.shape))
+    with runtime.frozen(model), torch.no_grad():
+        batch = (x_adv + offsets).clamp(0, 1).to(runtime.device_of(model, x))
+        z = model(runtime.laid_out(model, batch)).cpu()  # (V, L)
+    checks.logits(z, count=len(offsets))
+    flat = offsets.flatten(1)
+    way: str | Tensor = third
+    if third == "view":
+        margin = (z[:, y] - z.index_fill(1, torch.tensor([y]), -torch.inf).amax(1))[:-1]  # the last view is zero
+        way = flat[margin.argmax()] if len(margin) else "random"
+    seen = suite.plane(s, model, x, x_adv, name, third=way, size=size)
+    around = list(seen.points.values())[-1].double()  # the adversarial image
+    basis = torch.stack((seen.u, seen.v)).double()
+    return ViewSlice(seen, around + flat.double() @ basis.T / x.numel(), z.argmax(1))

@@ -7,11 +7,10 @@ from typing import Any
 
 import ipywidgets
 
-from nbsupport import journal, store
+from nbsupport import store
 from nbsupport.runner import report
-from nbsupport.store import Run
-from nbsupport.widgets.message import ERRORS, preformatted, refusal, status
-from nbsupport.widgets.still import Still, StillBox, headless
+from nbsupport.store import journal
+from nbsupport.widgets.still import ERRORS, Still, StillBox, headless, preformatted, refusal, status
 
 
 def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
@@ -30,9 +29,10 @@ def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
     button = ipywidgets.Button(description="refresh", icon="refresh", tooltip="Read the journal again")
 
     def refresh(_: Any = None) -> None:
+        last = None  # the piece of work that was reported last
         try:
             run = store.existing_run(run_dir)
-            last = _last(run)
+            last = max(journal.summary(journal.read(run.dir)), key=lambda work: work.time, default=None)
             shown.value = _told(last) + preformatted(report.status(run))
         except ERRORS as error:
             shown.value, last = refusal(error), None
@@ -53,21 +53,12 @@ def _plain(run_dir: str | Path) -> str:
         return str(error)
 
 
-def _last(run: Run) -> journal.Progress | None:
-    """Return the piece of work that was reported last."""
-    return max(journal.summary(journal.read(run.dir)), key=lambda work: work.time, default=None)
-
-
 def _told(last: journal.Progress | None) -> str:
-    names = ("stage", "what", "done", "total", "rate", "left", "success", "median-rms")
-    if last is None:
-        return status("Nothing has been reported yet.", {"state": "ready", **dict.fromkeys(names, "")})
-    known = {name: getattr(last, name) for name in ("stage", "what", "done", "total")}
-    known |= {"rate": last.rate, "left": last.time_left}
-    known |= {"success": last.extra.get("success"), "median-rms": last.extra.get("median_rms")}
-    shown = {
-        name: "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-        for name, value in known.items()
-    }
-    said = f"Last report: {last.stage}, {last.what}, {last.done} of {last.total} {last.unit}."
-    return status(said, {"state": "ready", **shown})
+    extra = getattr(last, "extra", {})
+    known = {name: getattr(last, name, None) for name in ("stage", "what", "done", "total", "rate")}
+    known |= {"left": getattr(last, "time_left", None), "success": extra.get("success")}
+    known["median-rms"] = extra.get("median_rms")
+    said = "Nothing has been reported yet."
+    if last is not None:
+        said = f"Last report: {last.stage}, {last.what}, {last.done} of {last.total} {last.unit}."
+    return status(said, {"state": "ready", **known})

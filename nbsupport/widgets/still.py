@@ -1,4 +1,4 @@
-"""What stands in place of a widget, or beside it, where no kernel is alive."""
+"""What widgets say, and what stands in place of a widget, or beside it, where no kernel is alive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import gc
 import html
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import IPython
@@ -15,7 +15,29 @@ import ipywidgets
 from IPython.display import display
 from matplotlib.figure import Figure
 
+from nbsupport.store import DamagedArtifact
+
 DPI = 90
+# Reading what is missing, damaged, or of another version.
+ERRORS = (OSError, ValueError, DamagedArtifact)
+
+
+def status(text: str, data: Mapping[str, object], *, kind: str = "nb-status") -> str:
+    """Return an HTML element of class `kind` with `text`, and `data` as its data-* attributes; None is empty."""
+    told = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in data.items()}
+    known = {name: "" if value is None else str(value) for name, value in told.items()}
+    attributes = "".join(f' data-{name}="{html.escape(value)}"' for name, value in known.items())
+    return f'<span class="{kind}" role="status"{attributes}>{html.escape(text)}</span>'
+
+
+def preformatted(text: str) -> str:
+    """Return `text` as HTML that keeps its lines."""
+    return f'<pre style="white-space: pre-wrap; line-height: 1.3">{html.escape(text)}</pre>'
+
+
+def refusal(error: Exception) -> str:
+    """Return as HTML what is wrong with a run folder, in place of what it cannot show."""
+    return status("This run cannot be shown.", {"state": "error"}) + preformatted(str(error))
 
 
 class Still:
@@ -33,7 +55,7 @@ class Still:
     def as_html(self) -> str:
         """Return it as HTML, folded up."""
         encoded = base64.b64encode(self.picture or b"").decode()
-        said = f'<pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>'
+        said = preformatted(self.text)
         shown = f'<img alt="{html.escape(self.text)}" src="data:image/png;base64,{encoded}"/>' if encoded else ""
         return f"<details><summary>As first shown, for readers without a kernel</summary>{said}{shown}</details>"
 
@@ -61,9 +83,7 @@ def headless() -> bool:
     Every request to execute a cell says whether the sender can; JupyterLab, Jupyter Notebook and editors can.
     """
     kernel: Any = getattr(IPython.get_ipython(), "kernel", None)
-    if kernel is None:
-        return False
-    return not kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
+    return kernel is not None and not kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
 
 
 def png(figure: Figure) -> bytes:
@@ -71,6 +91,11 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
+
+
+def picture() -> ipywidgets.Image:
+    """Return the place for a PNG, as wide as it is where there is room."""
+    return ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""What a stored result depends on, each part as a digest: equal parts, equal result."""
+"""What is kept of a computation: in shards, each stored when it is done, with a digest of all that it depends on.
+
+Equal parts (`parts`), equal result: what is stored with other parts is computed again, and said so.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,20 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbsupport.files import tensors_digest
+from nbsupport import checks, files
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+Stored = tuple[dict[str, "Tensor"], dict[str, str]]  # tensors and metadata
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGE = "nbsupport"
@@ -41,11 +48,6 @@ def parts(function: Callable[..., Any], inputs: Mapping[str, Any], device: str) 
     for name, value in {**settings, **inputs}.items():
         found[name] = _described(value, name, found)
     return found
-
-
-def changes(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Return the names of the parts in which `stored` and `wanted` differ."""
-    return [name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name)]
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -153,7 +155,7 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        return tensors_digest({"": value})
+        return files.tensors_digest({"": value})
     if isinstance(value, nn.Module):
         for kind in {type(module) for module in value.modules()}:
             if not kind.__module__.startswith("torch."):
@@ -163,9 +165,9 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
         values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return f"{type(value).__qualname__} {_described(values, name, found)}"
     if isinstance(value, Mapping):
-        return _joined([f"{key}={_described(entry, f'{name}.{key}', found)}" for key, entry in value.items()])
+        return _listed([f"{key}={_described(entry, f'{name}.{key}', found)}" for key, entry in value.items()])
     if isinstance(value, list | tuple | range):
-        return _joined([_described(entry, name, found) for entry in value])
+        return _listed([_described(entry, name, found) for entry in value])
     if callable(value):
         kernel, settings = _unwrapped(value)
         found |= {f"source {module}": digest for module, digest in sources(kernel).items()}
@@ -175,13 +177,11 @@ def _described(value: Any, name: str, found: dict[str, str]) -> str:
 
 def module_digest(module: nn.Module) -> str:
     """Return the digest of a network: its class, its structure as it prints itself, its weights and buffers."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return (
-        f"{type(module).__module__}:{type(module).__qualname__} {_text_digest(repr(module) + tensors_digest(tensors))}"
-    )
+    weights = files.tensors_digest({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    return f"{type(module).__module__}:{type(module).__qualname__} {_text_digest(repr(module) + weights)}"
 
 
-def _joined(texts: list[str]) -> str:
+def _listed(texts: list[str]) -> str:
     """Return the list `texts`, or its digest where it is long."""
     whole = f"[{', '.join(texts)}]"
     return whole if len(whole) <= 200 else _text_digest(whole)
@@ -198,3 +198,131 @@ def _source(function: Any) -> str:
 
 def _text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Shards
+
+
+def computed(
+    name: str,
+    path: Path,
+    total: int,
+    shard: int,
+    compute: Callable[[int, int], tuple[Any, Mapping[str, Tensor]]],
+    made_from: Mapping[str, str],
+    report: Callable[..., None],
+) -> Stored:
+    """Return the tensors stored in `path` and their metadata, computing those shards that are not stored yet.
+
+    Parameters
+    ----------
+    name, path : str, Path
+        What is computed, and the safetensors file of the whole result. Until it is complete, the shards lie beside it
+        in `.NAME.shards`.
+    total : int
+        Rows of the result.
+    shard : int
+        Rows of one shard. It must not depend on the number of workers, so that results repeat.
+    compute : callable
+        `compute(start, stop)` returns a Record and what else is stored beside it, tensors of `stop - start` rows each
+        (with a single shard, of any number of rows). It is called in order, and must not depend on which shards were
+        computed before.
+    made_from : mapping
+        As `parts` returns it.
+    report : callable
+        `report(done, event=..., **extra)` is called after every shard: see `Journal.report`.
+
+    Returns
+    -------
+    tensors, metadata
+        Each tensor has `total` rows and lies on the CPU. The metadata hold `seconds`, what it took, and `record`, the
+        class of the result.
+
+    Raises
+    ------
+    ValueError
+        If `total` or `shard` is below 1, or if `compute` returns tensors with another number of rows.
+    """
+    checks.count(total, name="total")
+    checks.count(shard, name="shard")
+    folder = path.with_name(f".{path.stem}.shards")
+    told: set[str] = set()
+
+    def stored(file: Path, start: int, stop: int) -> Stored | None:
+        """Return what is in `file`, None where it must be computed."""
+        try:
+            tensors, metadata = files.load_with_metadata(file)
+        except FileNotFoundError:
+            return None
+        except files.DamagedArtifact as error:
+            print(f"damaged, computed again: {file} ({error.why})")
+            report(start, event="damaged", path=str(file), why=error.why)
+            return None
+        why = changed(metadata, made_from)
+        if why and why not in told:
+            told.add(why)
+            print(f"out of date, computed again: {name} ({why})")
+            report(start, event="outdated", path=str(path), why=why)
+        return None if why or metadata.get("rows") != f"{start}:{stop}" else (tensors, metadata)
+
+    whole = stored(path, 0, total)
+    if whole is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        report(total, event="reused", **_so_far([whole[0]]))
+        return whole
+    signed = {"made_from": json.dumps(made_from)}
+    parts: list[dict[str, Tensor]] = []
+    spent, computing, record = 0.0, False, ""
+    for number, start in enumerate(range(0, total, shard)):
+        stop = min(start + shard, total)
+        file = folder / f"{number:05d}.safetensors"
+        part = stored(file, start, stop)
+        if part is None:
+            if not computing:
+                report(start, event="resumed" if start else "started", **_so_far(parts))
+            computing, began = True, time.monotonic()
+            result, beside = compute(start, stop)
+            tensors = {name: tensor.detach().cpu() for name, tensor in {**beside, **result.tensors()}.items()}
+            for label, tensor in tensors.items() if shard < total else ():
+                if tensor.ndim == 0 or len(tensor) != stop - start:
+                    shape = tuple(tensor.shape)
+                    raise ValueError(f"expected {stop - start} rows in {label!r} of {name}, got shape {shape}")
+            spent_here = f"{time.monotonic() - began:.3f}"
+            part = tensors, {"record": name_of(type(result)), "seconds": spent_here}
+            files.save_tensors(file, tensors, rows=f"{start}:{stop}", **part[1], **signed)
+        parts.append(part[0])
+        record, spent = part[1]["record"], spent + float(part[1]["seconds"])
+        report(stop, event="progress" if computing else "resumed", **_so_far(parts))
+    files.save_tensors(path, _joined(parts), rows=f"0:{total}", record=record, seconds=f"{spent:.3f}", **signed)
+    shutil.rmtree(folder)
+    return _joined(parts), files.read_metadata(path)
+
+
+def short(made_from: Mapping[str, str]) -> str:
+    """Return eight hex digits that stand for all parts."""
+    return _text_digest(json.dumps(made_from))[:8]
+
+
+def changed(metadata: Mapping[str, str], made_from: Mapping[str, str]) -> str:
+    """Return in what parts a file with these `metadata` was made from something else; empty: in none."""
+    stored = json.loads(metadata.get("made_from", "{}"))
+    names = [name for name in {**made_from, **stored} if stored.get(name) != made_from.get(name)]
+    return f"changed: {', '.join(names)}" if names else ""
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    import torch
+
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _so_far(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the success rate and the median RMS of an attack's rows, nothing for other results."""
+    if not parts or not {"success", "correct", "rms"} <= parts[0].keys():
+        return {}
+    rows = _joined([{name: part[name] for name in ("success", "correct", "rms")} for part in parts])
+    attacked, success = int(rows["correct"].sum()), rows["success"]
+    shown = {"success": int(success.sum()) / attacked} if attacked else {}
+    if success.any():
+        shown["median_rms"] = float(rows["rms"][success].median())
+    return shown
