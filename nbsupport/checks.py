@@ -23,12 +23,9 @@ def number(value: float, *, name: str, low: float = 0.0, open_low: bool = False,
         finite = math.isfinite(value)
     except TypeError:
         raise ValueError(f"expected {name} as a number, got {value!r}") from None
-    inside = finite and (value > low if open_low else value >= low) and value <= high
-    if not inside:
-        bound = f"{'above' if open_low else 'at least'} {low:g}" + (
-            "" if math.isinf(high) else f" and at most {high:g}"
-        )
-        raise ValueError(f"expected {name} {bound}, got {value!r}")
+    if not (finite and (value > low if open_low else value >= low) and value <= high):
+        top = "" if math.isinf(high) else f" and at most {high:g}"
+        raise ValueError(f"expected {name} {'above' if open_low else 'at least'} {low:g}{top}, got {value!r}")
 
 
 def count(value: int, *, name: str, low: int = 1) -> None:
@@ -63,10 +60,8 @@ def images(x: Tensor, *, name: str = "x") -> None:
             f"expected {name} as a torch.Tensor, got {type(x).__name__}; convert with torch.as_tensor(...)"
         )
     if x.dtype != torch.float32:
-        raise ValueError(
-            f"expected {name} as float32 in [0, 1], got {x.dtype}; "
-            + ("divide by 255 after .float()" if x.dtype == torch.uint8 else f"convert with {name}.float()")
-        )
+        remedy = "divide by 255 after .float()" if x.dtype == torch.uint8 else f"convert with {name}.float()"
+        raise ValueError(f"expected {name} as float32 in [0, 1], got {x.dtype}; {remedy}")
     if x.ndim != 4:
         raise ValueError(f"expected {name} of shape (N, C, H, W), got {tuple(x.shape)}; add the missing axes")
     if x.numel() == 0:

@@ -41,6 +41,7 @@ class Labeller:
     def __init__(
         self, model: nn.Module, x: Tensor, offsets: Tensor, *, precision: str = "float32", reach: float = 1.0
     ) -> None:
+        checks.choice(precision, runtime.PRECISIONS, name="precision")
         self.model = model
         self.device = runtime.device_of(model, x)
         self.shape = tuple(x.shape[1:])

@@ -146,7 +146,6 @@ def classify(
     checks.count(samples, name="samples")
     checks.choice(stop, STOPS, name="stop")
     checks.number(alpha, name="alpha", open_low=True, high=1)
-    checks.choice(precision, runtime.PRECISIONS, name="precision")
     checks.choice(shape, SHAPES, name="shape")
     checks.choice(combine, COMBINATIONS, name="combine")
     averaged = combine != "plurality"
@@ -228,7 +227,6 @@ def search_radius(
     checks.number(step, name="step", open_low=True)
     checks.number(max_radius, name="max_radius", low=step)
     checks.count(samples, name="samples")
-    checks.choice(precision, runtime.PRECISIONS, name="precision")
     checks.choice(shape, SHAPES, name="shape")
     offsets = draw(shape, samples, x, generator)
     with runtime.frozen(model):

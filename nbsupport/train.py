@@ -114,7 +114,7 @@ def fit(
     settings |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing, "augment": augment}
     settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule)}
     training = Training(model, optimiser, generator or torch.default_generator, settings)
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint)
     batches = math.ceil(len(train_set) / batch_size)
     modes = [(module, module.training) for module in model.modules()]
@@ -183,16 +183,8 @@ def fit_schedule(
     pgd = linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
     single = linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
     adversaries = {"benign": None, "single": single, "pgd": pgd}
-    return fit(
-        model,
-        images,
-        epochs=len(schedule),
-        adversary=[adversaries[kind] for kind in schedule],
-        evaluation_adversary=pgd,
-        validation=validation,
-        generator=generator,
-        **settings,
-    )
+    settings |= {"validation": validation, "evaluation_adversary": pgd, "generator": generator}
+    return fit(model, images, epochs=len(schedule), adversary=[adversaries[kind] for kind in schedule], **settings)
 
 
 def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:
@@ -296,9 +288,7 @@ class Training:
             file.write(buffer.getvalue())
 
     def resume(self, path: Path) -> None:
-        """Continue from the checkpoint `path`, where there is a whole one."""
-        if not path.exists():
-            return
+        """Continue from the checkpoint `path` where it is a whole one."""
         data = path.read_bytes()
         try:
             if hashlib.sha256(data[32:]).digest() != data[:32]:

@@ -255,14 +255,11 @@ def test_history_and_progress():
 
 
 def test_without_a_length_it_trains_as_long_as_on_mnist():
-    class StopError(Exception):
-        pass
-
     def stop(done, total):
         assert total == 2000
-        raise StopError
+        raise InterruptedError
 
-    with pytest.raises(StopError):
+    with pytest.raises(InterruptedError):
         fit(steps=None, progress=stop)
     assert inspect.signature(detector.fit).parameters["lr"].default == 1e-3
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -125,9 +125,8 @@ def failure_indicators(
                 )
         device = problem.x.device
         attack = attack.to(device)
-        found = [_falling(attack), _at_bound(attack)]
-        if budgets is not None:
-            found += [_fewer({size: other.to(device) for size, other in budgets.items()})]
+        compared = {size: other.to(device) for size, other in (budgets or {}).items()}
+        found = [*_unfinished(attack), _fewer(compared)]
         goal = Objective(problem, None if views is None else views.to(device), clip=clip_views)
         found += [_random(goal, attack, eps, generator), _stuck(goal, attack)]
     return tuple(one for one in found if one is not None)
@@ -148,22 +147,18 @@ def _beyond(share: float, name: str, count: int, n: int, message: str) -> Indica
     return Indicator(name, count / n, n, message) if count > share * n else None
 
 
-def _falling(attack: Attack) -> Indicator | None:
+def _unfinished(attack: Attack) -> Iterator[Indicator | None]:
     n, count = int(attack.correct.sum()), int((attack.falling & attack.correct).sum())
     message = f"the search was still gaining on {count} of {n} attacked images when it ended; raise steps"
-    return _beyond(_UNFINISHED, "still falling", count, n, message)
-
-
-def _at_bound(attack: Attack) -> Indicator | None:
+    yield _beyond(_UNFINISHED, "still falling", count, n, message)
     bound = attack.at_bound & attack.correct
-    n, count = int(attack.correct.sum()), int(bound.sum())
-    low = int((bound & attack.success).sum())
+    count, low = int(bound.sum()), int((bound & attack.success).sum())
     seen = [f"on {low} successes no constant was too small, lower initial_const"] * (low > 0)
     seen += [f"on {count - low} failures none was large enough, raise initial_const"] * (low < count)
     message = (
         f"the constant saw one side only on {count} of {n} attacked images; {'; '.join(seen)}; or raise search_steps"
     )
-    return _beyond(_UNFINISHED, "constant at its bound", count, n, message)
+    yield _beyond(_UNFINISHED, "constant at its bound", count, n, message)
 
 
 def _fewer(budgets: Mapping[float, Attack]) -> Indicator | None:
@@ -196,7 +191,7 @@ def _random(goal: Objective, attack: Attack, eps: float | None, generator: torch
         drawn = 2.0 * torch.randint(2, shape, generator=generator) - 1
         tried, size = attack.correct & ~attack.success, torch.full_like(attack.rms, eps)
     n = int(tried.sum())
-    count = int(_beaten(goal, attack, tried.nonzero().squeeze(1), drawn.to(x.device), size).sum())
+    count = _beaten(goal, attack, tried.nonzero().squeeze(1), drawn.to(x.device), size)
     if eps is None:
         seen = f"on {count} of {n} successes a random direction of the same RMS reaches as far"
     else:
@@ -208,8 +203,8 @@ def _random(goal: Objective, attack: Attack, eps: float | None, generator: torch
     return _beyond(_RANDOM, "random beats gradient", count, n, message)
 
 
-def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, size: Tensor) -> Tensor:
-    """Return which images (N,), of those in `image` (n,), a direction (K, C, H, W) times `size` (N,) takes as far.
+def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, size: Tensor) -> int:
+    """Return how many of the images `image` (n,) a direction (K, C, H, W) times `size` (N,) takes as far.
 
     As far: across, and in its worst view no less than the image that the attack returned. First the points alone are
     looked at and then, of the few that are across, all views.
@@ -227,9 +222,7 @@ def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, 
             margin = objective.margins(moved, problem.label[chosen]).amax(1)
             kept.append(part[across(margin) & (margin <= bar[chosen])])
         pairs = torch.cat(kept)
-    beaten = torch.zeros_like(attack.success)
-    beaten[image[pairs // count]] = True
-    return beaten
+    return len(image[pairs // count].unique())
 
 
 def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
@@ -324,13 +317,12 @@ def stability(model: nn.Module, x_adv: Tensor, y: Tensor, *, targets: Tensor | N
     with frozen(model):
         problem = Problem.of(model, x_adv, y, targets)
         double = copy.deepcopy(model).double()
-        return Stability(
-            alone=_undone(problem, model, rows=1),
-            batch=_undone(problem, model, rows=BATCH, fill=True),
-            float64=_undone(problem, double, rows=problem.rows(), dtype=torch.float64),
-            # What an attack would be free to begin with is what a success that is undone leaves.
-            eight_bit=Problem.of(model, (255 * problem.x).round() / 255, y, targets).correct,
-        )
+        alone = _undone(problem, model, rows=1)
+        batch = _undone(problem, model, rows=BATCH, fill=True)
+        float64 = _undone(problem, double, rows=problem.rows(), dtype=torch.float64)
+        # What an attack would be free to begin with is what a success that is undone leaves.
+        eight_bit = Problem.of(model, (255 * problem.x).round() / 255, y, targets).correct
+    return Stability(alone, batch, float64, eight_bit)
 
 
 def _undone(

@@ -145,24 +145,19 @@ class PenaltySearch(Search):
     def _enter_trial(self, state: State) -> None:
         """Reset w, Adam and the bookkeeping of the images that begin with a new constant."""
         restart = state["restart"]
-        origin = ((self._origin(state) - 0.5) / 0.50001).atanh()
-        state["w"] = torch.where(per_image(restart), origin, state["w"])
-        afresh = restart & self._afresh(state)
+        origin, afresh = self._origin(state)
+        afresh = restart & afresh
+        state["w"] = torch.where(per_image(restart), ((origin - 0.5) / 0.50001).atanh(), state["w"])
         state["first"].masked_fill_(per_image(restart), 0)
         state["second"].masked_fill_(per_image(afresh), 0)
         state["second_age"].masked_fill_(afresh, 0)
-        state["iteration"].masked_fill_(restart, 0)
-        state["found"].masked_fill_(restart, False)
-        state["last_loss"].masked_fill_(restart, torch.inf)
+        for name, value in (("iteration", 0), ("found", False), ("last_loss", torch.inf)):
+            state[name].masked_fill_(restart, value)
         state["restart"] = torch.zeros_like(restart)
 
-    def _origin(self, state: State) -> Tensor:
-        """Return the images (rows, C, H, W) at which a new constant begins."""
-        return state["x"]
-
-    def _afresh(self, state: State) -> Tensor:
-        """Return for which images (rows,) a new constant begins with a fresh second moment."""
-        return torch.ones_like(state["restart"])
+    def _origin(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return the images (rows, C, H, W) at which a new constant begins, and whether with a fresh second moment."""
+        return state["x"], torch.ones_like(state["restart"])
 
     def _adam(self, state: State, gradient: Tensor) -> None:
         """Take one step of Adam; the bias corrections follow the image's own iterations."""
@@ -220,16 +215,11 @@ class ContinuedSearch(PenaltySearch):
         shorten(state, self.objective, self.confidence)
         super().finish(state)
 
-    def _enter_trial(self, state: State) -> None:
+    def _origin(self, state: State) -> tuple[Tensor, Tensor]:
         for name in ("least", "last_least"):
             state[name].masked_fill_(state["restart"], torch.inf)
-        super()._enter_trial(state)
-
-    def _origin(self, state: State) -> Tensor:
-        return state["x"].lerp(state["best"], _SHARE)  # without a success the best is the image itself
-
-    def _afresh(self, state: State) -> Tensor:
-        return state["best_l2"].isinf()
+        # Without a success the best is the image itself.
+        return state["x"].lerp(state["best"], _SHARE), state["best_l2"].isinf()
 
     def _stalled(self, state: State, loss: Tensor, look: Tensor) -> Tensor:
         state["least"] = torch.minimum(state["least"], loss)

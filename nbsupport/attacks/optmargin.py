@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Objective, Problem, Search
+from nbsupport.attacks.engine import Attack, Objective, Problem
 from nbsupport.attacks.minimum_norm import NormSearch, PenaltySearch
 from nbsupport.boundary import directions
 from nbsupport.runtime import Precision, frozen
@@ -99,15 +99,12 @@ def optmargin(
         problem = Problem.of(model, x, y, targets)
         surrogates = draw_views(tuple(x.shape[1:]), eps=eps, views=views, generator=generator).to(problem.x.device)
         objective = Objective(problem, surrogates, clip=not authors, precision=precision)
-        search: Search
         if solver == "ddn":
-            search = NormSearch(objective, steps=200 if steps is None else steps, confidence=confidence)
-        else:
-            defaults = (255.0**2, 0.2, 0.2) if authors else (1.0, 0.05, 1.0)
-            settings: dict[str, Any] = {**dict(zip(adam_only, defaults, strict=True)), **given}
-            steps = 1000 if steps is None else steps
-            search = PenaltySearch(objective, confidence=confidence, search_steps=search_steps, steps=steps, **settings)
-        return search.attack()
+            return NormSearch(objective, confidence=confidence, steps=200 if steps is None else steps).attack()
+        defaults = (255.0**2, 0.2, 0.2) if authors else (1.0, 0.05, 1.0)
+        settings: dict[str, Any] = {"steps": 1000 if steps is None else steps, "search_steps": search_steps}
+        settings |= {**dict(zip(adam_only, defaults, strict=True)), **given}
+        return PenaltySearch(objective, confidence=confidence, **settings).attack()
 
 
 def draw_views(

@@ -249,7 +249,7 @@ def reentry(
     ValueError
         As `probe`, and for a profile of another number of images or directions.
     """
-    check_probed(x, directions, profile, precision)
+    check_probed(x, directions, profile)
     device = runtime.device_of(model, x)
     positions, profile = grid(magnitudes).to(device), profile.to(device)
     distance = torch.full_like(profile.distance, math.inf, dtype=positions.dtype).flatten()
@@ -322,7 +322,6 @@ def triple_points(
     checks.number(reach, name="reach", open_low=True)
     checks.count(pairs, name="pairs")
     checks.count(size, name="size", low=2)
-    checks.choice(precision, runtime.PRECISIONS, name="precision")
     drawn = _pairs(directions, pairs, generator)
     offsets = torch.linspace(-reach, reach, size)
     every, cells = torch.arange(len(x) * pairs), []

@@ -80,7 +80,6 @@ def probe(
     checks.images(x)
     check_directions(directions, x[0].numel())
     checks.choice(search, SEARCHES, name="search")
-    checks.choice(precision, runtime.PRECISIONS, name="precision")
     checks.count(stride, name="stride")
     checks.number(tolerance, name="tolerance", open_low=True)
     device = runtime.device_of(model, x)
@@ -96,9 +95,8 @@ def probe(
         reached = march.high < march.beyond
         distance, adjacent = march.values[march.high], march.adjacent
         if search == "refine":
-            index = reached.nonzero().squeeze(1)
-            bisect = Bisect(march, index, tolerance=tolerance)
-            drain(bisect, len(index), slots=rays.slots, every=1, device=device)
+            bisect = Bisect(march, tolerance=tolerance)
+            drain(bisect, len(bisect.index), slots=rays.slots, every=1, device=device)
             distance, adjacent = bisect.distance, bisect.adjacent
     shape = len(x), len(directions)
     return Profile(rays.center, distance.view(shape), adjacent.view(shape), reached.view(shape))
@@ -189,14 +187,15 @@ class March:
 
 
 class Bisect:
-    """The rays `index` of a finished march, bisected below the grid step, in float64."""
+    """The rays of a finished march that met a boundary, bisected below the grid step, in float64."""
 
-    def __init__(self, march: March, index: Tensor, *, tolerance: float) -> None:
-        self.march, self.index, self.tolerance = march, index, tolerance
+    def __init__(self, march: March, *, tolerance: float) -> None:
+        self.march, self.tolerance = march, tolerance
+        self.index = (march.high < march.beyond).nonzero().squeeze(1)
         self.distance, self.adjacent = march.values[march.high], march.adjacent
 
     def start(self, index: Tensor) -> State:
-        """Return the rows of the rays `index`, with their widest brackets."""
+        """Return the rows of the rays `index`, counted among these, with their widest brackets."""
         ray = self.index[index]
         position = self.march.high[ray]
         low, high = self.march.values[position - 1].double(), self.march.values[position].double()
@@ -309,7 +308,7 @@ def audit(
     ValueError
         As `probe`, for a profile of another number of images or directions, and for `rays` below 1.
     """
-    check_probed(x, directions, profile, precision)
+    check_probed(x, directions, profile)
     checks.count(rays, name="rays")
     device = runtime.device_of(model, x)
     positions, profile = grid(magnitudes).to(device), profile.to(device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbsupport import checks, runtime
+from nbsupport import checks
 from nbsupport.record import Record
 
 
@@ -122,8 +122,8 @@ def purity(profile: Profile, *, num_classes: int, top: int = 3) -> Tensor:
     return cumulative.double() / reached.sum(1, keepdim=True).clamp(min=1)
 
 
-def check_probed(x: Tensor, directions: Tensor, profile: Profile, precision: str = "float32") -> None:
-    """Raise ValueError unless `profile` may be one of the images `x` along `directions`, and `precision` is known."""
+def check_probed(x: Tensor, directions: Tensor, profile: Profile) -> None:
+    """Raise ValueError unless `profile` may be one of the images `x` along `directions`."""
     checks.images(x)
     check_directions(directions, x[0].numel())
     wanted, got = (len(x), len(directions)), tuple(profile.distance.shape)
@@ -132,4 +132,3 @@ def check_probed(x: Tensor, directions: Tensor, profile: Profile, precision: str
             f"expected a profile of {wanted[0]} images along {wanted[1]} directions, got one of shape {got}; "
             "pass the x and the directions that it was probed with"
         )
-    checks.choice(precision, runtime.PRECISIONS, name="precision")

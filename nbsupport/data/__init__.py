@@ -3,8 +3,6 @@
 The published ones are scikit-learn's digits, and MNIST and CIFAR-10 through torchvision.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

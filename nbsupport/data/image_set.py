@@ -91,7 +91,4 @@ class ImageSet:
 
 def unit_images(pixels: Tensor) -> Tensor:
     """Return bytes (N, H, W, C) uint8 as float32 images (N, C, H, W) in [0, 1], with a single float copy."""
-    import torch
-
-    planes = pixels.permute(0, 3, 1, 2)
-    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)

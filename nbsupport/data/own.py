@@ -1,23 +1,18 @@
 """Images of one's own: a class-per-folder tree, or an npz file. Torch is imported where images are read."""
 
-from __future__ import annotations
-
 import functools
 import os
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nbsupport import checks
 from nbsupport.data.image_set import ImageSet, unit_images
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _GREY = ("1", "L", "LA", "La")
@@ -198,7 +193,17 @@ def read_npz(path: Path, *, train: bool, limit: int | None, name: str) -> ImageS
         raise ValueError(
             f"expected one label an image, got {len(images)} in {part}_x and {len(y)} in {part}_y of {path}"
         )
-    x, pixel_max = _images(images, limit, f"{part}_x")
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
+        raise ValueError(
+            f"expected {part}_x as uint8 (N, H, W, C) or float32 (N, C, H, W), got {images.dtype} of shape "
+            f"{images.shape}; convert with .astype, add a missing channel axis with [..., None]"
+        )
+    x, pixel_max = torch.from_numpy(images[:limit]), 1.0
+    if images.dtype == np.uint8:
+        x, pixel_max = unit_images(x), 255.0
+    else:
+        checks.images(x, name=f"{part}_x")
+        x = x if len(x) == len(images) else x.clone()
     num_classes = 1 + max(int(array.max()) for array in labels.values())
     return ImageSet(x, torch.from_numpy(y[:limit]), tuple(map(str, range(num_classes))), pixel_max, name)
 
@@ -211,9 +216,9 @@ def require_file(path: Path) -> None:
         raise ValueError(f"expected an npz file, got something else in {path}; write it with numpy.savez")
 
 
-def _member(stored: Any, array: str, path: Path) -> _Array:
+def _member(stored: Any, array: str, path: Path) -> Any:
     try:
-        member: _Array = stored[array]
+        return stored[array]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise ValueError(
@@ -223,7 +228,6 @@ def _member(stored: Any, array: str, path: Path) -> _Array:
         raise ValueError(
             f"expected a readable array {array} in {path}, got a damaged one ({error}); write it again"
         ) from error
-    return member
 
 
 def _labels(y: _Array, array: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -235,19 +239,3 @@ def _labels(y: _Array, array: str) -> np.ndarray[tuple[int, ...], np.dtype[np.in
             f"expected labels from 0 in {array}, got {f'a minimum of {y.min()}' if len(y) else 'no label'}"
         )
     return y.astype(np.int64)
-
-
-def _images(images: _Array, limit: int | None, array: str) -> tuple[Tensor, float]:
-    """Return the first `limit` images as (N, C, H, W) float32 in [0, 1], and pixel_max."""
-    import torch
-
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
-        raise ValueError(
-            f"expected {array} as uint8 (N, H, W, C) or float32 (N, C, H, W), got {images.dtype} of shape "
-            f"{images.shape}; convert with .astype, add a missing channel axis with [..., None]"
-        )
-    pixels = torch.from_numpy(images[:limit])
-    if images.dtype == np.uint8:
-        return unit_images(pixels), 255.0
-    checks.images(pixels, name=array)
-    return (pixels if len(pixels) == len(images) else pixels.clone()), 1.0

@@ -5,7 +5,6 @@ Beside them stand models whose boundary is known exactly.
 
 import importlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +52,15 @@ def build(name: str, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.
     if len(in_shape) != 3 or min(in_shape) < 1:
         raise ValueError(f"expected in_shape as (channels, height, width), got {in_shape}")
     if ":" in name:
-        model = _own_factory(name)(in_shape=in_shape, num_classes=num_classes)
+        module, _, function = name.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"expected {name!r} to name a function as package.module:function, got: {error}; "
+                "is the module on PYTHONPATH?"
+            ) from error
+        model: nn.Module = factory(in_shape=in_shape, num_classes=num_classes)
         if not isinstance(model, nn.Module):
             raise ValueError(f"expected {name} to return a torch.nn.Module, got {type(model).__name__}")
     else:
@@ -102,15 +109,3 @@ def load(path: str | Path) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"expected {path} to fit what {name} builds now; train it again ({error})") from None
     return model.eval()
-
-
-def _own_factory(name: str) -> Callable[..., nn.Module]:
-    module, _, function = name.partition(":")
-    try:
-        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"expected {name!r} to name a function as package.module:function, got: {error}; "
-            "is the module on PYTHONPATH?"
-        ) from error
-    return factory

@@ -60,17 +60,14 @@ class HalfSpace(_Analytic):
         Logits given; classes from 2 on lie below both others everywhere and never win.
     """
 
-    normal: Tensor
-    offset: Tensor
-
     def __init__(self, normal: Tensor, offset: float, *, num_classes: int = 2) -> None:
         super().__init__()
         checks.count(num_classes, name="num_classes", low=2)
         if normal.ndim != 1 or not bool(normal.any()):
             raise ValueError(f"expected a normal (D,) other than zero, got shape {tuple(normal.shape)}")
         self.num_classes = num_classes
-        self.register_buffer("normal", normal.float())
-        self.register_buffer("offset", torch.tensor(float(offset)))
+        self.normal = nn.Buffer(normal.float())
+        self.offset = nn.Buffer(torch.tensor(float(offset)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to logits (N, num_classes)."""
@@ -102,14 +99,11 @@ class Ball(_Analytic):
         L2 radius, > 0.
     """
 
-    center: Tensor
-    radius: Tensor
-
     def __init__(self, center: Tensor, radius: float) -> None:
         super().__init__()
         checks.number(radius, name="radius", open_low=True)
-        self.register_buffer("center", center.float())
-        self.register_buffer("radius", torch.tensor(float(radius)))
+        self.center = nn.Buffer(center.float())
+        self.radius = nn.Buffer(torch.tensor(float(radius)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to logits (N, 2)."""
@@ -146,11 +140,6 @@ class Wedge(_Analytic):
         One angle a class, in radians, all different modulo 2 pi, at least three.
     """
 
-    plane: Tensor
-    center: Tensor
-    axes: Tensor
-    edges: Tensor
-
     def __init__(self, first: Tensor, second: Tensor, *, center: Tensor, axes: Sequence[float]) -> None:
         super().__init__()
         plane = torch.stack((first, second), 1).double()  # (D, 2)
@@ -162,10 +151,10 @@ class Wedge(_Analytic):
         ascending = angles.sort().values
         following = torch.cat((ascending[1:], ascending[:1] + 2 * math.pi))
         edges = (ascending + following) / 2
-        self.register_buffer("plane", plane.float())
-        self.register_buffer("center", center.float())
-        self.register_buffer("axes", torch.stack((angles.cos(), angles.sin())).float())  # (2, L)
-        self.register_buffer("edges", torch.stack((edges.cos(), edges.sin())))  # (2, L), float64: only for lengths
+        self.plane = nn.Buffer(plane.float())
+        self.center = nn.Buffer(center.float())
+        self.axes = nn.Buffer(torch.stack((angles.cos(), angles.sin())).float())  # (2, L)
+        self.edges = nn.Buffer(torch.stack((edges.cos(), edges.sin())))  # (2, L), float64: only for lengths
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to logits (N, L)."""
