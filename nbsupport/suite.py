@@ -92,6 +92,11 @@ def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
     }
 
 
+def shard(attack: Callable[..., Attack]) -> int | None:
+    """Return how many images of `attack` to store at once: 32 where each brings many views; None: a batch of them."""
+    return 32 if "views" in getattr(attack, "keywords", {}) else None
+
+
 def pgd(s: Settings, *, budget: float = 1.0) -> Callable[..., Attack]:
     """Return PGD as the run uses it, with its eps and its steps times `budget`."""
     options: dict[str, Any] = {"steps": s.pgd_steps, "restarts": s.pgd_restarts, "precision": s.precision}

@@ -326,8 +326,7 @@ def test_rows_that_do_not_agree_with_the_images_are_refused(run: Run) -> None:
 def test_the_size_of_shards_is_noted(run: Run) -> None:
     run.keep(NAME, sums, Weighted(), X, Y, seed=("a",))
     sizes = store.manifest.read(run.dir)["batch_sizes"]
-    assert sizes["images_per_shard_attacks"] >= 1
-    assert sizes["rows"] >= sizes["images_per_shard_attacks"]
+    assert sizes["images_per_shard_attacks"] == max(32, sizes["rows"])
 
 
 # Reading
