@@ -19,6 +19,7 @@ from typing import Any
 
 from nbsupport import checks
 
+MODELS = ("normal", "pgd")
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.

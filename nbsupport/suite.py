@@ -19,7 +19,7 @@ from nbsupport.attacks import Attack, Stability
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.boundary import Profile, Slice
 from nbsupport.data import ImageSet
-from nbsupport.presets import Settings
+from nbsupport.presets import MODELS, Settings
 
 BENIGN = "benign"
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
@@ -147,8 +147,8 @@ def of_model(found: Mapping[Keys, Any], which: str) -> dict[str, Any]:
 
 
 def by_model(found: Mapping[Keys, Any]) -> dict[str, dict[str, Any]]:
-    """Return what is filed under (model, examples) as model -> examples."""
-    return {which: of_model(found, which) for which in dict.fromkeys(model for model, _ in found)}
+    """Return what is filed under (model, examples) as model -> examples, both models always among the keys."""
+    return {which: of_model(found, which) for which in MODELS}
 
 
 def shown(results: Mapping[str, Attack], *, count: int | None = None, succeeded: bool = False) -> Tensor:

@@ -281,6 +281,7 @@ def test_results_are_filed_by_model() -> None:
     found = {("normal", "a"): 1, ("normal", "b"): 2, ("pgd", "a"): 3}
     assert suite.of_model(found, "normal") == {"a": 1, "b": 2}
     assert suite.by_model(found) == {"normal": {"a": 1, "b": 2}, "pgd": {"a": 3}}
+    assert suite.by_model({}) == {"normal": {}, "pgd": {}}, "figures have a panel for each model"
 
 
 @pytest.mark.parametrize(

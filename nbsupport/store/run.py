@@ -33,7 +33,6 @@ Seed = Sequence[object] | None
 Frames = Mapping[str, "pd.DataFrame"]
 Figures = Mapping[str, "Figure"]
 
-MODELS = ("normal", "pgd")
 # Which notebook stores what lies in a folder of the run.
 MADE_BY = dict.fromkeys(("models", "accuracy"), "02_training")
 MADE_BY |= dict.fromkeys(("attacks", "evasion"), "03_attacks")
@@ -129,7 +128,7 @@ class Run:
 
     def models(self) -> dict[str, nn.Module]:
         """Return the two trained models by name, on this process's device; raises MissingInput and DamagedArtifact."""
-        return {name: self.model(name) for name in MODELS}
+        return {name: self.model(name) for name in presets.MODELS}
 
     def model(self, name: str) -> nn.Module:
         """Return the trained model `name`, "normal" or "pgd"."""
