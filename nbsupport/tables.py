@@ -24,7 +24,7 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Keys, Results, by_model, ray_medians
+from nbsupport.suite import BENIGN, Keys, Results, by_model, of_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -302,7 +302,8 @@ def nearest(results: Results, *, pixel_max: float) -> pd.DataFrame:
     `mean_rms` is the mean of that least RMS.
     """
     rows = []
-    for model, sets in by_model(results).items():
+    for model in dict.fromkeys(model for model, _ in results):
+        sets = of_model(results, model)
         common = slice(min(map(len, sets.values())))
         firsts = {name: attack.take(common) for name, attack in sets.items()}
         best = best_of(list(firsts.values()))
