@@ -4,18 +4,16 @@ Lengths are in [0, 1] units. Sources: [H] He, Li & Song 2018 and their release [
 [C] Cao & Gong 2017, [M] Madry et al. 2018; where none is named the value is ours.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
 import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nbsupport import checks
 
@@ -26,7 +24,7 @@ DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 _GROUPS = {"dataset": "01", "model": "02", "targeted": "03", "directions": "05", "detector_steps": "06"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The settings of one run, in the order of the notebooks that first use them.
 
@@ -48,25 +46,26 @@ class Settings:
     # 02_training [M]
     model: str = "digits_cnn"  # a name of models.build, or package.module:function
     epochs: int = 40  # normal training
-    pgd_schedule: str = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
+    pgd_schedule: Literal["fast", "pgd"] = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
     fast_epochs: int = 30
     pgd_epochs: int = 10
     batch_size: int = 64
     lr: float = 0.1
     weight_decay: float = 2e-3
     label_smoothing: float = 0.0  # of the normal model; 0.1 caps its logits, and OPTSTRONG then fails on 14 of 19
-    augment: str = "crop"  # of the normal model: "none", "crop" or "crop-flip"
-    pgd_augment: str = "none"  # of the PGD-trained model
+    augment: Literal["none", "crop", "crop-flip"] = "crop"  # of the normal model
+    pgd_augment: Literal["none", "crop", "crop-flip"] = "none"  # of the PGD-trained model
     train_steps: int = 10
     train_step_size: float = 0.0375
     pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
-    precision: str = "float32"  # of attacks, votes and probes; "mixed": bfloat16 where a result is confirmed in float32
+    # Of attacks, votes and probes; "mixed": bfloat16 where a result is confirmed in float32.
+    precision: Literal["float32", "mixed"] = "float32"
 
     # 03_attacks, method section 4
-    targeted: str = "off"  # "random" or "least-likely": the class that every attack is to reach
-    brittle_solver: str = "ddn"  # OPTBRITTLE's solver: "ddn" or "adam" (Carlini & Wagner)
+    targeted: Literal["off", "random", "least-likely"] = "off"  # the class that every attack is to reach
+    brittle_solver: Literal["ddn", "adam"] = "ddn"  # OPTBRITTLE's solver; "adam": Carlini & Wagner
     brittle_steps: int = 200  # of ddn
     confidence: float = 10.0  # OPTSTRONG's
     strong_n: int = 100  # images given to OPTSTRONG, which is slow
@@ -113,18 +112,11 @@ class Settings:
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
 
-# Which values a run can work with, where that is not simply above 0.
-_CHOICES = {
-    "pgd_schedule": ("fast", "pgd"),
-    "augment": ("none", "crop", "crop-flip"),
-    "pgd_augment": ("none", "crop", "crop-flip"),
-    "brittle_solver": ("ddn", "adam"),
-    "precision": ("float32", "mixed"),
-    "targeted": ("off", "random", "least-likely"),
-}
+# Which numbers a run can work with, where that is not simply above 0.
 _FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confidence", "detector_shift")
 _HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)
 _HIGHEST["detector_train_share"] = 0.95  # something must be left to test on
+_HINTS = typing.get_type_hints(Settings)
 
 
 def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -143,11 +135,10 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
     values: dict[str, Any] = {"train_data": dataset, "test_data": dataset}
     values |= {name: value for name, value in family.items() if name not in PRESETS}
     values |= tables.get(preset, {}) | family.get(preset, {}) | (tables["own"] if own_data else {}) | (overrides or {})
-    types_of = typing.get_type_hints(Settings)
-    known = [name for name in types_of if name not in ("dataset", "preset")]
+    known = {name: hint for name, hint in _HINTS.items() if name not in ("dataset", "preset")}
     for name, value in values.items():
         checks.choice(name, known, name="parameter")
-        values[name] = _typed(name, value, types_of[name])
+        values[name] = _typed(name, value, known[name])
     for name in ("train_data", "test_data"):
         values[name] = _absolute_source(values[name])
     if values.get("root") is not None:
@@ -157,22 +148,16 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
 
 def used_by(stage: str) -> list[str]:
     """Return the names of the settings that the results of the notebook `stage` depend on."""
-    names, first = [], ""
-    for field in dataclasses.fields(Settings):
-        first = _GROUPS.get(field.name, first)
-        if first <= stage[:2]:
-            names.append(field.name)
-    return names
+    names = (field.name for field in dataclasses.fields(Settings))
+    return list(itertools.takewhile(lambda name: _GROUPS.get(name, "") <= stage[:2], names))
 
 
 def require(settings: Settings) -> None:
     """Raise ValueError, naming the parameter, unless every value is one that a run can work with."""
     for name, value in dataclasses.asdict(settings).items():
-        if name in _CHOICES:
-            checks.choice(value, _CHOICES[name], name=name)
-        elif isinstance(value, bool):
-            continue
-        elif isinstance(value, int):
+        if typing.get_origin(_HINTS[name]) is Literal:
+            checks.choice(value, typing.get_args(_HINTS[name]), name=name)
+        elif isinstance(value, int) and not isinstance(value, bool):
             checks.count(value, name=name, low=0 if name in _FROM_ZERO else 1)
         elif isinstance(value, float):
             checks.number(value, name=name, open_low=name not in _FROM_ZERO, high=_HIGHEST.get(name, math.inf))
@@ -186,23 +171,20 @@ def _absolute_source(source: str) -> str:
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """Return `value`, which may be text from a command line, as the type `hint` of the field `name`."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None or (types.NoneType in allowed and value in ("none", "None", "null")):
-        if types.NoneType in allowed:
-            return None
-        raise ValueError(f"expected {name} as {hint.__name__}, got None")
-    kind = next(option for option in allowed if option is not types.NoneType)
+    optional = isinstance(hint, types.UnionType)
+    if optional and value in (None, "none", "None", "null"):
+        return None
+    kind: Any = str if typing.get_origin(hint) is Literal else typing.get_args(hint)[0] if optional else hint
     try:
-        if isinstance(value, bool) and kind is not bool:
+        if value is None or (isinstance(value, bool) and kind is not bool):
             raise ValueError
-        if kind is bool and not isinstance(value, bool):
+        if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-        fraction = kind is float and isinstance(value, str) and "/" in value
-        converted = float(Fraction(value)) if fraction else kind(value)
+        converted = kind(Fraction(value) if kind is float and "/" in str(value) else value)
         if kind is int and float(value) != converted:
             raise ValueError
     except (ValueError, TypeError, KeyError, ArithmeticError):
         raise ValueError(f"expected {name} as {kind.__name__}, got {value!r}") from None
-    if isinstance(converted, float) and not math.isfinite(converted):
+    if kind is float and not math.isfinite(converted):
         raise ValueError(f"expected {name} as a finite number, got {value!r}")
     return converted

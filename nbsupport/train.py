@@ -6,7 +6,6 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from nbsupport import checks, files
 from nbsupport.data.image_set import ImageSet
-from nbsupport.runtime import device_of, frozen, laid_out, rows_per_batch
+from nbsupport.runtime import device_of, frozen, laid_out, predict, rows_per_batch
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
 AUGMENTATIONS = ("none", "crop", "crop-flip")
@@ -113,13 +112,14 @@ def fit(
     settings: dict[str, Any] = {"epochs": epochs, "images": len(train_set), "batch_size": batch_size, "lr": lr}
     settings |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing, "augment": augment}
     settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule)}
-    training = Training(model, optimiser, generator or torch.default_generator, settings)
+    stream = generator or torch.default_generator
+    kept: dict[str, Any] = {"settings": settings, "rows": [], "best": {}, "best_score": -math.inf}
     if checkpoint is not None and checkpoint.exists():
-        training.resume(checkpoint)
+        kept |= _resume(checkpoint, settings, model, optimiser, stream)
     batches = math.ceil(len(train_set) / batch_size)
     modes = [(module, module.training) for module in model.modules()]
     try:
-        for epoch in range(len(training.rows), epochs):
+        for epoch in range(len(kept["rows"]), epochs):
             began = time.perf_counter()
             seed = int(torch.randint(2**62, (), generator=generator))
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -149,15 +149,19 @@ def fit(
                 benign = accuracy(model, judged)
                 under_attack = math.nan if examiner is None else accuracy(model, judged, examiner)
             row = {"epoch": epoch, "loss": mean_loss, "benign_accuracy": benign, "pgd_accuracy": under_attack}
-            row |= {"seconds": time.perf_counter() - began}
-            training.keep(row, score=under_attack if robust else benign)
+            kept["rows"].append(row | {"seconds": time.perf_counter() - began})
+            score = under_attack if robust else benign
+            if score >= kept["best_score"]:  # of epochs with the same score the later is the better
+                best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                kept |= {"best": best, "best_score": score}
             if checkpoint is not None:
-                training.save(checkpoint)
-        model.load_state_dict(training.best)
+                state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                _save(checkpoint, {**kept, **state, "generator": stream.get_state()})
+        model.load_state_dict(kept["best"])
     finally:
         for module, mode in modes:
             module.training = mode
-    return pd.DataFrame(training.rows)
+    return pd.DataFrame(kept["rows"])
 
 
 def fit_schedule(
@@ -189,16 +193,12 @@ def fit_schedule(
 
 def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:
     """Return the share of `images` that `model` classifies correctly, after `adversary` where one is given."""
-    device = device_of(model, images.x)
-    right = torch.zeros((), device=device)
-    rows = rows_per_batch(model, images.in_shape, device)
+    images = images.to(device_of(model, images.x))
+    rows = rows_per_batch(model, images.in_shape, images.x.device)
     with frozen(model):
-        for x, y in zip(images.x.split(rows), images.y.split(rows), strict=True):
-            x, y = x.to(device), y.to(device)
-            seen = x if adversary is None else adversary(model, x, y)
-            with torch.no_grad():
-                right += (model(laid_out(model, seen)).argmax(1) == y).sum()
-    return float(right) / len(images)
+        batches = zip(images.x.split(rows), images.y.split(rows), strict=True)
+        right = [predict(model, adversary(model, x, y) if adversary else x) == y for x, y in batches]
+    return int(torch.cat(right).sum()) / len(images)
 
 
 def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
@@ -219,17 +219,13 @@ def _rate(done: float) -> float:
 
 def augmented(x: Tensor, generator: torch.Generator | None, *, flip: bool) -> Tensor:
     """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and, if asked, flipped at random."""
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     pad = height // 8
     top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
     flipped = (torch.rand(n, generator=generator) < 0.5 * flip).to(x.device)
-    rows = top[:, None] + torch.arange(height, device=x.device)  # (N, H)
-    columns = left[:, None] + torch.arange(width, device=x.device)  # (N, W)
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    padded = F.pad(x, (pad, pad, pad, pad))
-    image = torch.arange(n, device=x.device)[:, None, None, None]
-    channel = torch.arange(channels, device=x.device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, top, left, H, W)
+    crops = windows[torch.arange(n, device=x.device), :, top, left]
+    return torch.where(flipped[:, None, None, None], crops.flip(3), crops)
 
 
 def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch.Generator | None = None) -> Adversary:
@@ -258,56 +254,42 @@ def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch
     return ascend
 
 
-@dataclass(eq=False)
-class Training:
-    """What a checkpoint holds: weights, optimiser, random state, history, and the best epoch's weights."""
+def _save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, led by the SHA-256 of the rest: `torch.load` does not notice a changed byte."""
+    torch.save(state, buffer := io.BytesIO())
+    with files.replacing(path) as file:
+        file.write(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    generator: torch.Generator
-    settings: dict[str, Any]
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_score: float = -math.inf
 
-    def keep(self, row: dict[str, float], *, score: float) -> None:
-        """Add an epoch to the history; of epochs with the same score the later is the better."""
-        self.rows.append(row)
-        if score >= self.best_score:
-            self.best_score = score
-            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+def _resume(
+    path: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """Put the checkpoint `path` into the model, the optimiser and the generator, and return the rest of it.
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint, led by the SHA-256 of the rest: `torch.load` does not notice a changed byte."""
-        state = {name: getattr(self, name) for name in ("settings", "rows", "best", "best_score")}
-        state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        state |= {"generator": self.generator.get_state()}
-        torch.save(state, buffer := io.BytesIO())
-        with files.replacing(path) as file:
-            file.write(hashlib.sha256(buffer.getvalue()).digest())
-            file.write(buffer.getvalue())
-
-    def resume(self, path: Path) -> None:
-        """Continue from the checkpoint `path` where it is a whole one."""
-        data = path.read_bytes()
-        try:
-            if hashlib.sha256(data[32:]).digest() != data[:32]:
-                raise RuntimeError("its checksum differs")
-            state = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"damaged, training starts anew: {path} ({error})")
-            return
-        pairs = [(name, state["settings"].get(name), value) for name, value in self.settings.items()]
-        differing = [f"{name}: {stored!r} -> {value!r}" for name, stored, value in pairs if stored != value]
-        if differing:
-            raise ValueError(
-                f"expected a checkpoint of these settings, got others in {path} ({', '.join(differing)}); "
-                "delete it or name another"
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(f"expected a checkpoint of this model, got another in {path}: {error}") from None
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.rows, self.best, self.best_score = state["rows"], state["best"], state["best_score"]
+    A damaged one changes nothing, and nothing is returned.
+    """
+    data = path.read_bytes()
+    try:
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            raise RuntimeError("its checksum differs")
+        state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        print(f"damaged, training starts anew: {path} ({error})")
+        return {}
+    pairs = [(name, state["settings"].get(name), value) for name, value in settings.items()]
+    differing = ", ".join(f"{name}: {stored!r} -> {value!r}" for name, stored, value in pairs if stored != value)
+    if differing:
+        raise ValueError(
+            f"expected a checkpoint of these settings, got others in {path} ({differing}); delete it or name another"
+        )
+    try:
+        model.load_state_dict(state.pop("model"))
+    except RuntimeError as error:
+        raise ValueError(f"expected a checkpoint of this model, got another in {path}: {error}") from None
+    optimiser.load_state_dict(state.pop("optimiser"))
+    generator.set_state(state.pop("generator"))
+    return state
