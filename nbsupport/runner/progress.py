@@ -59,14 +59,14 @@ class Follower:
     def __init__(self, run_dir: Path, echo: Echo = print, *, bars: bool | None = None, every: float = 5.0) -> None:
         self._path, self._echo, self._every = run_dir / journal.NAME, echo, every
         self._bars = _has_room() if bars is None else bars
-        self._tracker = journal.Tracker()
-        self._bar: tqdm[Any] | None = None
+        self._tracker, self._rest = journal.Tracker(), b""
+        self._bar: tqdm[Any] = tqdm(disable=True)  # as one that is closed
         self._last_line = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Self:
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._file = self._path.open("a+b")  # which is read from its end on
         self._thread.start()
         return self
 
@@ -74,7 +74,8 @@ class Follower:
         self._stop.set()
         self._thread.join()
         self.poll()
-        self._close()
+        self._bar.close()
+        self._file.close()
 
     def _follow(self) -> None:
         while not self._stop.wait(0.2):
@@ -82,12 +83,7 @@ class Follower:
 
     def poll(self) -> None:
         """Show what the journal has gained; half a line waits for its other half."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            lines, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(lines + newline)
+        lines, _, self._rest = (self._rest + self._file.read()).rpartition(b"\n")
         for entry in journal.parse(lines.splitlines()):
             progress = self._tracker.update(entry)
             if entry["event"] in _LINES:
@@ -98,22 +94,16 @@ class Follower:
                 self._line(f"  {describe(progress)}")
 
     def _draw(self, progress: journal.Progress) -> None:
-        title = f"  {progress.what}"
-        if self._bar is None or self._bar.desc != title:
-            self._close()
-            unit = f" {progress.unit}"
+        title, unit = f"  {progress.what}", f" {progress.unit}"
+        if self._bar.disable or self._bar.desc != title:
+            self._bar.close()
             self._bar = tqdm(desc=title, total=progress.total, initial=progress.done, unit=unit, dynamic_ncols=True)
         self._bar.n = progress.done
         self._bar.set_postfix_str(", ".join(extras(progress)), refresh=True)
         if progress.complete:
-            self._close()
+            self._bar.close()
 
     def _line(self, text: str) -> None:
-        self._close()
+        self._bar.close()
         self._echo(text)
         self._last_line = time.monotonic()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None

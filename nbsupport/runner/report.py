@@ -15,6 +15,7 @@ from nbsupport.runner.progress import describe, duration
 from nbsupport.store import STAGES, Run, journal, manifest
 
 WIDTH = 120
+MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made of
 LEGEND = """\
 n: images attacked, all classified correctly before (benign: all test images). Brackets: 95 % interval. RMS, and
 distance to the boundary, in the data's pixel units. The vote: region classification. Empty: not measured."""
@@ -70,15 +71,16 @@ def results(run: Run) -> str:
 
     Of the attacks and models of the notebooks it makes about 40 lines, of at most 120 columns each but for paths.
     """
-    told = ("attacks", "region", "boundary", "claims", "warnings")
-    read = {name: run.read_table(name, stage) for name, stage in stored(run.dir, ".csv").items() if name in told}
+    told = {"claims": _claims, "warnings": _warnings}
+    kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}
+    read = {name: run.read_table(name, stage) for name, stage in kept.items()}
     frames = {name: frame for name, frame in read.items() if not frame.empty}
     where = [
         f"executed notebooks  jupyter lab {shlex.quote(str(run.path('notebooks')))}",
         f"tables              {run.path('tables')}",
         f"all in full         python -m nbsupport status {shlex.quote(str(run.dir))} --tables",
     ]
-    parts = [_attacks(frames), _claims(frames), _warnings(frames), where]
+    parts = [_attacks(frames), *(tell(frames[name]) for name, tell in told.items() if name in frames), where]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -130,14 +132,13 @@ def _cell(value: Any) -> str:
 
 def _attacks(frames: Mapping[str, Any]) -> list[str]:
     """Return the main table: a row for each model's benign images and attacks, from three tables."""
-    parts = [frames[name] for name in ("attacks", "region", "boundary") if name in frames]
+    parts = [frames[name] for name in MAIN if name in frames]
     if not parts:
         return []
     rows = pd.concat([part.rename(columns={"attack": "examples"}) for part in parts])
     rows = rows[~rows.examples.isin(("noise", "errors"))]  # the controls
-    rows = rows.sort_values("examples", key=lambda examples: examples != "benign", kind="stable")
+    rows = rows.assign(first=rows.examples == "benign").sort_values(["model", "first"], ascending=[True, False])
     rows = rows.groupby(["model", "examples"], sort=False).first().reset_index()  # n is that of the first
-    rows = rows.sort_values("model", kind="stable")
     told = {
         "model": rows.model,
         "examples": rows.examples,
@@ -158,17 +159,14 @@ def _percent(rows: pd.DataFrame, *names: str) -> list[str]:
     return ["" if math.isnan(share[0]) else shape.format(*share) for share in shares.itertuples(index=False)]
 
 
-def _claims(frames: Mapping[str, Any]) -> list[str]:
+def _claims(frame: Any) -> list[str]:
     """Return a line for each claim: the verdict of most rows, the row that decides it, and how many rows differ.
 
     It is mixed where some rows hold and others fail. A failing row decides, else the one of most rows' verdict whose
     figure is closest to its threshold.
     """
-    if "claims" not in frames:
-        return []
-    deciding = "the row that decides: value [95 % interval] > what is claimed, n; other rows"
-    lines = [f"  {'claim':<30}{'verdict':<10}{deciding}"]
-    for number, rows in frames["claims"].groupby("claim"):
+    lines = [f"  {'claim':<30}verdict   the row that decides: value [95 % interval] > what is claimed, n; other rows"]
+    for number, rows in frame.groupby("claim"):
         given = set(rows.verdict)
         most = rows.verdict.mode().iloc[-1]  # of two as frequent the later by name: undecided, holds, fails
         verdict = "mixed" if {"holds", "fails"} <= given else most
@@ -185,11 +183,8 @@ def _claims(frames: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _warnings(frames: Mapping[str, Any]) -> list[str]:
+def _warnings(frame: Any) -> list[str]:
     """Return the worst warning of each of three kinds, and how many more there are."""
-    if "warnings" not in frames:
-        return []
-    frame = frames["warnings"]
     worst = frame.sort_values("share", ascending=False, kind="stable").drop_duplicates("indicator").head(3)
     more = f"; {len(frame) - len(worst)} more in tables/warnings.csv" if len(frame) > len(worst) else ""
     lines = [f"{len(frame)} warnings that an attack fell short of what it could do, the worst of a kind each{more}"]
