@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nbsupport import attacks, data, models, presets, runtime, suite, train
-from nbsupport.runner.progress import duration
+from nbsupport.runner.report import duration
 
 Tick = Callable[[int], None]  # takes the units done so far
 EPOCHS, TRAIN_N = {"digits": 8, "mnist": 2}, {"digits": 1297, "mnist": 20000}  # of the model that is trained

@@ -18,7 +18,7 @@ from typing import Any
 from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
 from nbsupport.runner.notebooks import StageFailed
-from nbsupport.runner.progress import Echo, Follower, duration
+from nbsupport.runner.report import Echo, Follower, duration
 from nbsupport.store import STAGES, Run, manifest
 
 Folder = str | Path | None
