@@ -38,8 +38,7 @@ def require(folder: Path, stages: Sequence[str], parameters: Mapping[str, Any]) 
     Raises FileNotFoundError where a notebook is absent and ValueError where one has no cell tagged `parameters`
     or does not define one of the names there.
     """
-    absent = [stage for stage in stages if not (folder / f"{stage}.ipynb").is_file()]
-    if absent:
+    if absent := [stage for stage in stages if not (folder / f"{stage}.ipynb").is_file()]:
         raise FileNotFoundError(
             f"no notebooks {', '.join(absent)} in {folder}: they belong to the source tree and are not installed with "
             "the package; run from a checkout, or install it with `pip install --editable`"
@@ -70,7 +69,6 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
     `.NAME.log`; `target` appears when it ends, also when a cell failed. Raises StageFailed.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -78,19 +76,13 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
     log_path = target.with_name(f".{target.stem}.log")
     try:
         with log_path.open("wb") as log, _quiet():
-            papermill.execute_notebook(
-                str(source),
-                str(running),
-                parameters=dict(parameters),
-                progress_bar=False,
-                autosave_cell_every=2,
-                start_timeout=120,
-                kernel_manager_class=_kernel_manager(log, cwd),
-            )
+            kernel = {"kernel_manager_class": _kernel_manager(log, cwd), "start_timeout": 120}
+            saved = {"progress_bar": False, "autosave_cell_every": 2}
+            papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), **saved, **kernel)
     except papermill.PapermillExecutionError as error:
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         raise StageFailed(source.stem, f"{error.ename}: {error.evalue}", traceback, str(target)) from None
-    except (DeadKernelError, RuntimeError) as error:
+    except RuntimeError as error:  # nbclient's DeadKernelError is one
         why = f"the kernel died, out of memory perhaps ({type(error).__name__}: {error})"
         raise StageFailed(source.stem, why, log_path.read_text(errors="replace"), str(target)) from None
     except OSError as error:
