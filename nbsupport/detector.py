@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from nbsupport.runtime import full_float32
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
 _ROWS = 1024  # profiles scored at once
+# What a detector holds besides its network and its history.
+_NUMBERS = {"num_classes": torch.int64, "rays": torch.int64} | dict.fromkeys(
+    ("unreached", "shift", "scale"), torch.float64
+)
 
 
 @dataclass(frozen=True)
@@ -137,15 +141,12 @@ class Detector:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the detector consists of as named CPU tensors, for a safetensors file."""
         named = {f"network.{name}": tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        named |= {name: torch.tensor(getattr(self, name)) for name in ("num_classes", "rays")}
-        named |= {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("unreached", "shift", "scale")
-        }
-        return named | {"history": self.history.cpu()}
+        numbers = {name: torch.tensor(getattr(self, name), dtype=kind) for name, kind in _NUMBERS.items()}
+        return named | numbers | {"history": self.history.cpu()}
 
     @classmethod
-    def from_tensors(cls, named: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
-        """Return the detector that `tensors` described, on `device` (None: the CPU).
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> Self:
+        """Return the detector that `tensors` described, on the CPU.
 
         Raises
         ------
@@ -153,16 +154,14 @@ class Detector:
             If a tensor is missing or belongs to another network.
         """
         try:
-            rays = int(named["rays"])
+            numbers: dict[str, Any] = {name: named[name].item() for name in _NUMBERS}
             with torch.device("meta"):  # no memory, no random numbers: the weights come from `named`
-                network = BoundaryNet(rays)
-            weights = {name: named[f"network.{name}"] for name in network.state_dict()}
-            network.load_state_dict({name: weight.to(device or "cpu") for name, weight in weights.items()}, assign=True)
-            unreached, shift, scale = (float(named[name]) for name in ("unreached", "shift", "scale"))
-            num_classes, history = int(named["num_classes"]), named["history"].cpu()
+                network = BoundaryNet(numbers["rays"])
+            weights = {name: named[f"network.{name}"].cpu() for name in network.state_dict()}
+            network.load_state_dict(weights, assign=True)
+            return cls(network.requires_grad_(False), history=named["history"].cpu(), **numbers)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"expected the tensors of a detector; {error}") from error
-        return cls(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, history)
 
 
 def fit(
