@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from nbsupport import checks, intervals
 from nbsupport.boundary.profile import Profile, purity
-from nbsupport.intervals import Rate as Rate  # part of this module's interface
+from nbsupport.intervals import Rate
 from nbsupport.runtime import full_float32
 
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
 _ROWS = 1024  # profiles scored at once
+_NUMBERS = {"num_classes": torch.int64, "rays": torch.int64}  # what is stored beside the weights and the history
+_NUMBERS |= dict.fromkeys(("unreached", "shift", "scale"), torch.float64)
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,12 @@ class Detector:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the detector consists of as named CPU tensors, for a safetensors file."""
         named = {f"network.{name}": tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        named |= {name: torch.tensor(getattr(self, name)) for name in ("num_classes", "rays")}
-        named |= {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("unreached", "shift", "scale")
-        }
-        return named | {"history": self.history.cpu()}
+        numbers = {name: torch.tensor(getattr(self, name), dtype=kind) for name, kind in _NUMBERS.items()}
+        return named | numbers | {"history": self.history.cpu()}
 
     @classmethod
-    def from_tensors(cls, named: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
-        """Return the detector that `tensors` described, on `device` (None: the CPU).
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> Self:
+        """Return the detector that `tensors` described, on the CPU.
 
         Raises
         ------
@@ -153,16 +152,12 @@ class Detector:
             If a tensor is missing or belongs to another network.
         """
         try:
-            rays = int(named["rays"])
-            with torch.device("meta"):  # no memory, no random numbers: the weights come from `named`
-                network = BoundaryNet(rays)
-            weights = {name: named[f"network.{name}"] for name in network.state_dict()}
-            network.load_state_dict({name: weight.to(device or "cpu") for name, weight in weights.items()}, assign=True)
-            unreached, shift, scale = (float(named[name]) for name in ("unreached", "shift", "scale"))
-            num_classes, history = int(named["num_classes"]), named["history"].cpu()
+            numbers: dict[str, Any] = {name: named[name].item() for name in _NUMBERS}
+            network = initialised(numbers["rays"], torch.Generator())  # leaves the global random numbers alone
+            network.load_state_dict({name: named[f"network.{name}"] for name in network.state_dict()})
+            return cls(network.requires_grad_(False), history=named["history"].cpu(), **numbers)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"expected the tensors of a detector; {error}") from error
-        return cls(network.requires_grad_(False), num_classes, rays, unreached, shift, scale, history)
 
 
 def fit(
@@ -252,22 +247,21 @@ def fit(
 
     device = benign.distance.device
     network = initialised(rays, generator).to(device)
-    sides: list[list[Tensor]] = []  # of each the distances, the purities, and the rows of every step
-    for profile in (benign, adversarial):
-        paired = sides and len(benign) == len(adversarial)
-        order = sides[0][2] if paired else orders(len(profile), steps, rows, generator)
-        purities = purity(profile, num_classes=num_classes, top=PURITIES).float()
-        parts = _input(profile.distance.float(), unreached, shift, scale), purities, order
-        sides.append([part.to(device) for part in parts])
+    order = orders(len(benign), steps, rows, generator)
+    paired = len(benign) == len(adversarial)
+    other = order if paired else orders(len(adversarial), steps, rows, generator)
+    order = torch.cat((order, other + len(benign)), 1).to(device)  # (steps, 2 * rows), the rows of `both`
+    both = Profile.cat([benign, adversarial.to(device)])
+    distances = _input(both.distance.float(), unreached, shift, scale)
+    purities = purity(both, num_classes=num_classes, top=PURITIES).float()
     labels = torch.arange(2, device=device).repeat_interleave(rows)
     losses = torch.empty(steps, device=device)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)
     noise = partial(dropout, generator=generator)
     with torch.enable_grad(), _exact():
         for step in range(steps):
-            batch = [(distances[order[step]], purities[order[step]]) for distances, purities, order in sides]
-            distances, purities = (torch.cat(parts) for parts in zip(*batch, strict=True))  # benign first
-            loss = F.cross_entropy(network(distances, purities, noise), labels)
+            batch = order[step]  # benign first
+            loss = F.cross_entropy(network(distances[batch], purities[batch], noise), labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

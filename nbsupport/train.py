@@ -262,11 +262,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _resume(
-    path: Path,
-    settings: dict[str, Any],
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
+    path: Path, settings: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator
 ) -> dict[str, Any]:
     """Put the checkpoint `path` into the model, the optimiser and the generator, and return the rest of it.
 
