@@ -18,7 +18,6 @@ from typing import Any
 from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
 from nbsupport.runner.notebooks import StageFailed
-from nbsupport.runner.report import Echo, Follower, duration
 from nbsupport.store import STAGES, Run, manifest
 
 Folder = str | Path | None
@@ -92,22 +91,20 @@ def _default_dir(settings: presets.Settings, *, named: bool) -> Path:
     return Path("runs", f"{slug}-{settings.preset}" + (f"-{hashlib.sha256(values).hexdigest()[:8]}" if named else ""))
 
 
-def _require_sources(settings: presets.Settings) -> None:
-    """Raise ValueError unless the images and the model are where `settings` say."""
-    for name in ("train_data", "test_data"):
-        source: str = getattr(settings, name)
+def _require_sources(s: presets.Settings) -> None:
+    """Raise ValueError unless the images and the model are where the settings `s` say."""
+    for name, source in (("train_data", s.train_data), ("test_data", s.test_data)):
         kind, colon, path = source.partition(":")
         checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
         if colon and not Path(path).exists():
             raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
-    package = settings.model.partition(":")[0].partition(".")[0]
-    if ":" not in settings.model:
+    package = s.model.partition(":")[0].partition(".")[0]
+    if ":" not in s.model:
         from nbsupport import models  # which loads torch
 
-        checks.choice(settings.model, models.NAMES, name="model")
+        checks.choice(s.model, models.NAMES, name="model")
     elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
-        expected = "package.module:function of a package that is installed"
-        raise ValueError(f"expected model as {expected}, got {settings.model!r}")
+        raise ValueError(f"expected model as package.module:function of a package that is installed, got {s.model!r}")
 
 
 def describe(job: Job) -> str:
@@ -127,7 +124,7 @@ def _intent(state: store.StageState) -> str:
     return f"runs again: {damaged if state.name == 'damaged' else '; '.join(state.faults)}" if state.faults else "runs"
 
 
-def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> None:
+def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None) -> None:
     """Run the stages of `job` that are not complete, and print the results.
 
     With `execute`, that is called for each stage to run it elsewhere, and takes the lock of the folder there.
@@ -146,9 +143,9 @@ def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> Non
                 echo(f"{title}{_intent(state)}")
             echo(title + notebooks.question(job.notebooks / f"{stage}.ipynb"))
             began = time.monotonic()
-            with Follower(opened.dir, echo):
+            with report.Follower(opened.dir, echo):
                 (execute or execute_stage)(job, stage)
-            echo(f"  stored after {duration(time.monotonic() - began)}")
+            echo(f"  stored after {report.duration(time.monotonic() - began)}")
     echo("\n" + report.results(opened))
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,10 +75,13 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
     running = target.with_name(f".{target.stem}.running.ipynb")
     log_path = target.with_name(f".{target.stem}.log")
     try:
-        with log_path.open("wb") as log, _quiet():
-            kernel = {"kernel_manager_class": _kernel_manager(log, cwd), "start_timeout": 120}
-            saved = {"progress_bar": False, "autosave_cell_every": 2}
-            papermill.execute_notebook(str(source), str(running), parameters=dict(parameters), **saved, **kernel)
+        with log_path.open("wb") as log, warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
+            for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
+                stack.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.CRITICAL)  # Jupyter's log is not for the user of the command line
+            options = {"kernel_manager_class": _kernel_manager(log, cwd), "start_timeout": 120, "progress_bar": False}
+            options |= {"autosave_cell_every": 2, "parameters": dict(parameters)}
+            papermill.execute_notebook(str(source), str(running), **options)
     except papermill.PapermillExecutionError as error:
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         raise StageFailed(source.stem, f"{error.ename}: {error.evalue}", traceback, str(target)) from None
@@ -120,14 +123,3 @@ def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
             await super().start_kernel(**{**options, "cwd": str(cwd), "env": environment, "stdout": log, "stderr": log})
 
     return OwnKernel
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Jupyter's log and deprecation warnings from the user of the command line."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
-        for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL)
-        yield

@@ -49,10 +49,7 @@ _LINES = {  # of the events that are told at once, also on a terminal
 
 def status(run: Run) -> str:
     """Return the state of every stage, and how far each piece of its work has come."""
-    entries = journal.read(run.dir)
-    works = journal.summary(entries)
-    contents = manifest.read(run.dir)
-    user = manifest.holder(run.dir)
+    entries, contents, user = journal.read(run.dir), manifest.read(run.dir), manifest.holder(run.dir)
     last = entries[-1] if entries else {}
     living = user or (last.get("host") == socket.gethostname() and files.alive(last["pid"]))
     active = last.get("stage") if living and last.get("event") not in ("finished", "failed") else None
@@ -77,7 +74,7 @@ def status(run: Run) -> str:
         else:
             text = "interrupted" if reported else "missing"
         lines.append(f"{stage:<26}{text}")
-        lines += [f"  {describe(work)}" for work in works if work.stage == stage]
+        lines += [f"  {describe(work)}" for work in journal.summary(entries) if work.stage == stage]
     return "\n".join(lines)
 
 

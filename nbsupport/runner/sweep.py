@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from nbsupport import checks, files, runner
-from nbsupport.runner import Echo, Executor, Job, StageFailed, report
+from nbsupport.runner import Executor, Job, StageFailed, report
 from nbsupport.store import STAGES, RunInUse
 
 
@@ -66,7 +66,7 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     return points
 
 
-def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> list[Point]:
+def run(points: Sequence[Point], echo: report.Echo = print, *, client: Any = None) -> list[Point]:
     """Run all `points`, here one after another or on a dask `client`, and return them with their errors.
 
     A run that fails does not stop the others.
@@ -97,8 +97,7 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
             frame = pd.read_csv(point.job.run_dir / "tables" / f"{name}.csv")
             named = {f"parameter_{n}" if n in frame else n: value for n, value in point.values.items()}
             tables.setdefault(name, []).append(frame.assign(**named)[[*named, *frame.columns]])
-    listed = [{**point.values, "run_dir": str(point.job.run_dir), "error": point.error} for point in points]
-    tables["runs"] = [pd.DataFrame(listed)]
+    tables["runs"] = [pd.DataFrame({**p.values, "run_dir": str(p.job.run_dir), "error": p.error} for p in points)]
     for name, frames in tables.items():
         files.write_text(target / f"{name}.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
     return [target / f"{name}.csv" for name in tables]
