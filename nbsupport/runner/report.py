@@ -23,7 +23,7 @@ Echo = Callable[[str], None]
 WIDTH = 120
 MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made of
 LEGEND = """\
-n: images attacked, all classified correctly before (benign: all test images). Brackets: 95 % interval. RMS, and
+n: images attacked, all right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS, and
 distance to the boundary, in the data's pixel units. The vote: region classification. Empty: not measured."""
 CLAIMS = {
     1: "OPTMARGIN's success is high",
