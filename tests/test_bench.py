@@ -309,7 +309,7 @@ def test_a_black_image_of_a_peer_is_no_success(foolbox: ModuleType) -> None:
         """As Foolbox's Carlini & Wagner says it."""
         return lambda model, x, criterion, epsilons: (0 * x, 0 * x, torch.ones(len(x), dtype=torch.bool))
 
-    x_adv = bench.wrapped(foolbox, found_nothing)(s.model, s.x, s.y, 1)
+    x_adv = bench.peer(foolbox, found_nothing, s.model, s.x, s.y, steps=1)
     assert torch.equal(x_adv, s.x)
     assert not bench.judged(s, x_adv)[1].any()
 

@@ -9,8 +9,9 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,28 +206,24 @@ def foolbox(narrator: Narrator) -> list[Case]:
     if library.__version__ in UNPROJECTED:
         fault = "FMN never shortens a perturbation in L2, so that its mean_rms is far from least"
         narrator.note(f"Foolbox {library.__version__}'s {fault}")
-    known = library.attacks
     search = {"binary_search_steps": 4, "stepsize": 0.05, "confidence": 0, "initial_const": 1, "abort_early": True}
-    penalty = wrapped(library, known.L2CarliniWagnerAttack)
+    kinds = library.attacks.L2CarliniWagnerAttack, library.attacks.DDNAttack, library.attacks.L2FMNAttack
+    penalty, ddn, fmn = (partial(peer, library, kind) for kind in kinds)
     return [
         Case("Foolbox C&W 4 x 200", penalty, 200, 4 * 200 * 2, search, plain=True),
         Case("Foolbox C&W 4 x 200, tuned", penalty, 200, 4 * 200 * 2, search),
-        Case("Foolbox DDN 200", wrapped(library, known.DDNAttack), 200, 200 * 2, plain=True),
-        Case("Foolbox FMN 200", wrapped(library, known.L2FMNAttack), 200, 200 * 2, plain=True),
+        Case("Foolbox DDN 200", ddn, 200, 200 * 2, plain=True),
+        Case("Foolbox FMN 200", fmn, 200, 200 * 2, plain=True),
     ]
 
 
-def wrapped(library: Any, make: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Return the attack of `library` that `make(steps=...)` makes; it returns an image as it was where it failed."""
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int, **options: Any) -> Tensor:
-        handed = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        criterion = library.criteria.Misclassification(y)
-        x_adv: Tensor = make(steps=steps, **options)(handed, x, criterion, epsilons=None)[1].detach()
-        black = (x_adv == 0).flatten(1).all(1)  # what its Carlini & Wagner gives where it found nothing
-        return torch.where(black[:, None, None, None], x, x_adv)
-
-    return attack
+def peer(library: Any, make: Any, model: nn.Module, x: Tensor, y: Tensor, *, steps: int, **options: Any) -> Tensor:
+    """Return the images that the attack `make(steps=steps)` of `library` found, and those it failed on as they were."""
+    handed = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
+    criterion = library.criteria.Misclassification(y)
+    x_adv: Tensor = make(steps=steps, **options)(handed, x, criterion, epsilons=None)[1].detach()
+    black = (x_adv == 0).flatten(1).all(1)  # what its Carlini & Wagner gives where it found nothing
+    return torch.where(black[:, None, None, None], x, x_adv)
 
 
 def attacked(subject: Subject, run: Measured) -> Row:
@@ -296,13 +293,10 @@ def votes(subject: Subject, narrator: Narrator) -> list[Case]:
         found = region.classify(model, x, radius=radius, samples=steps, generator=generator, **options)
         return (found.label,)
 
-    return [
-        Case("one image at a time", one_at_a_time, samples, samples),
-        Case("all points", pooled, samples, samples, {"stop": "none"}),
-        Case("exact stop", pooled, samples, samples, {"stop": "exact"}),
-        Case("alpha stop", pooled, samples, samples, {"stop": "alpha"}),
-        Case("exact stop, mixed", pooled, samples, samples, {"stop": "exact", "precision": "mixed"}),
-    ]
+    stops = {"all points": {"stop": "none"}, "exact stop": {"stop": "exact"}, "alpha stop": {"stop": "alpha"}}
+    stops["exact stop, mixed"] = {"stop": "exact", "precision": "mixed"}
+    plain = Case("one image at a time", one_at_a_time, samples, samples)
+    return [plain, *(Case(what, pooled, samples, samples, options) for what, options in stops.items())]
 
 
 def compared(run: Measured, first: Measured) -> Row:

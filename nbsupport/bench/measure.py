@@ -224,7 +224,6 @@ def measure(case: Case, subject: Subject, tick: Tick = lambda done: None) -> Mea
     """
     passed: Counter[str] = Counter()
     device, drawing = subject.x.device, "generator" in inspect.signature(case.call).parameters
-    model = plain(subject.model) if case.plain else subject.model
 
     def count(module: nn.Module, given: object, logits: Tensor) -> None:
         passed["forwards"] += len(logits)
@@ -236,7 +235,7 @@ def measure(case: Case, subject: Subject, tick: Tick = lambda done: None) -> Mea
         drawn = {"generator": runtime.seeded(0, "bench")} if drawing else {}
         return case.call(model, images.x, images.y, steps=steps, **case.options, **drawn)
 
-    with contextlib.nullcontext() if case.plain else runtime.frozen(model):
+    with contextlib.nullcontext(plain(subject.model)) if case.plain else runtime.frozen(subject.model) as model:
         call(subject if device.type == "cuda" else subject.first(_WARM_UP_IMAGES), min(case.steps, 2))
         reset_peak(device)
         result, spent = None, 0.0
@@ -320,9 +319,8 @@ def reset_peak(device: torch.device) -> None:
     """Begin a new measurement of the peak; where the system offers none (macOS), the process's own goes on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):  # macOS has no such file, and a container may forbid it
-            Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):  # macOS has no such file, and a container may forbid it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:
