@@ -111,9 +111,14 @@ def reduced_precision(precision: Precision, device: torch.device) -> contextlib.
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "mixed")
 
 
-def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the classes (N,) int64 that `model` gives images `x` (N, C, H, W), on the model's device."""
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (N, L) that `model` gives images `x` (N, C, H, W), on the model's device."""
     device = device_of(model, x)
     with frozen(model), torch.no_grad():
         batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
-        return torch.cat([model(laid_out(model, batch.to(device))).argmax(1) for batch in batches])
+        return torch.cat([model(laid_out(model, batch.to(device))) for batch in batches])
+
+
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the classes (N,) int64 that `model` gives images `x` (N, C, H, W), on the model's device."""
+    return logits(model, x).argmax(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbsupport.widgets.panels import Background
+from nbsupport.widgets.base import Background
 
 
 def busy() -> bool:

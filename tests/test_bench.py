@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nbsupport import attacks, bench, boundary, files, models, presets, region, runtime
-from nbsupport.bench import Narrator, Results, Subject, cases, measure, published, subject
+from nbsupport.bench import Narrator, Results, Subject, measure, published
 from nbsupport.bench.measure import Case, Measured
 
 
@@ -34,7 +34,13 @@ def of_half_space(n: int = 6) -> Subject:
 
 def measured(s: Subject, call: Callable[[Subject], object]) -> Measured:
     """What `call(s)` returns, and the passes that are counted meanwhile."""
-    return measure.measure(Case("test", lambda s, steps: call(s), 1, 1), s)
+    return measure.measure(Case("test", lambda model, x, y, steps: call(s), 1, 1), s)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own pace is measured by one batch."""
+    monkeypatch.setattr(measure, "PACE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_the_subject_is_trained_on_digits_where_mnist_is_not_at_hand(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, narrator: Narrator, told: list[str]
 ) -> None:
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path))
-    monkeypatch.setitem(subject.EPOCHS, "digits", 2)
+    monkeypatch.setitem(measure.EPOCHS, "digits", 2)
     found = bench.obtain(5, None, narrator)
     assert found.name == "digits_cnn on digits"
     assert len(found.x) == 5
@@ -88,7 +94,7 @@ def test_the_images_are_the_first_that_are_classified_correctly(digits_model: Pa
 
 
 def test_mnist_is_the_subject_where_it_is_at_hand(mnist_root: Path) -> None:
-    assert subject._mnist_is_here()
+    assert measure._mnist_is_here()
 
 
 def test_a_model_for_other_images_is_refused(tmp_path: Path, narrator: Narrator) -> None:
@@ -107,7 +113,7 @@ def test_a_model_that_is_never_right_is_refused(tmp_path: Path, narrator: Narrat
 @pytest.mark.parametrize(("name", "side", "mflop"), [("mnist_cnn", 28, 27.8), ("digits_cnn", 8, 1.8)])
 def test_flops_of_a_forward_pass(name: str, side: int, mflop: float) -> None:
     model = models.build(name, in_shape=(1, side, side), num_classes=10)
-    assert subject.forward_flops(model, torch.zeros(1, 1, side, side)) / 1e6 == pytest.approx(mflop, abs=0.06)
+    assert measure.forward_flops(model, torch.zeros(1, 1, side, side)) / 1e6 == pytest.approx(mflop, abs=0.06)
 
 
 # counting
@@ -117,11 +123,11 @@ def test_images_that_pass_are_counted_forward_and_backward() -> None:
     s = of_half_space(5)
     heard: list[int] = []
 
-    def call(s: Subject, steps: int) -> Tensor:
+    def call(model: torch.nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
         with torch.no_grad():
-            logits = s.model(s.x)
-        x = s.x[:2].requires_grad_()
-        torch.autograd.grad(s.model(x)[:, 1].sum(), x)
+            logits = model(x)
+        x = x[:2].requires_grad_()
+        torch.autograd.grad(model(x)[:, 1].sum(), x)
         return logits
 
     run = measure.measure(Case("test", call, 1, 1), s, heard.append)
@@ -133,7 +139,7 @@ def test_images_that_pass_are_counted_forward_and_backward() -> None:
 
 def test_the_share_of_the_matrix_rate_counts_every_pass(narrator: Narrator) -> None:
     s = dataclasses.replace(of_half_space(), flops=27.8e6)
-    row = next(cases.rows("attacks", s, 1e9, narrator, seconds=0.001))
+    row = next(bench.table_rows("attacks", s, 1e9, narrator))
     assert (row["bench"], row["what"], row["images"]) == ("engine", "forward and backward, float32", 512)
     assert row["matrix_share"] == pytest.approx(27.8e6 * row["passes_per_s"] / 1e9)
 
@@ -143,7 +149,7 @@ def test_passes_counted_here_are_those_that_the_attack_states(
     index: int, digits_model: Path, narrator: Narrator
 ) -> None:
     s = bench.obtain(3, digits_model, narrator)
-    listed = cases.all_attacks(s, narrator)[:8] + cases.published_attacks(s, narrator)
+    listed = bench.all_attacks(s, narrator)[:8] + bench.published_attacks(s, narrator)
     assert len(listed) == 11
     case = dataclasses.replace(listed[index], steps=6)
     run = measure.measure(case, s)
@@ -156,8 +162,8 @@ def test_passes_counted_here_are_those_that_the_attack_states(
 
 def test_pgd_passes(narrator: Narrator) -> None:
     s = of_half_space()
-    run = measure.measure(cases.all_attacks(s, narrator)[0], s)
-    row = cases.attacked(s, run, run)
+    run = measure.measure(bench.all_attacks(s, narrator)[0], s)
+    row = bench.attacked(s, run)
     assert (row["forwards_per_image"], row["backwards_per_image"]) == (43, 40)  # before, 40 and the last, after
     assert row["success"] == 1.0
     assert row["mean_rms"] == pytest.approx(0.15, abs=0.01)  # at a corner of the ball: every pixel moves by eps
@@ -165,11 +171,11 @@ def test_pgd_passes(narrator: Narrator) -> None:
 
 def test_the_model_alone_passes_full_batches() -> None:
     s = of_half_space()
-    run = measure.measure(measure.batch(s, "float32", backward=True), s, seconds=0.001)
+    run = measure.measure(measure.batch(s, "float32", backward=True), s)
     assert run.result == 512  # what the rule of thumb says of 64 pixels
     assert run.forwards == run.backwards
     assert run.forwards % 512 == 0
-    run = measure.measure(measure.batch(s, "mixed", backward=False, rows=6), s)
+    run = measure.measure(dataclasses.replace(measure.batch(s, "mixed", backward=False, rows=6), seconds=0), s)
     assert (run.result, run.forwards, run.backwards) == (6, 6, 0)
 
 
@@ -233,7 +239,7 @@ def test_images_are_judged_in_float32() -> None:
     normal = models.HalfSpace.get_buffer(s.model, "normal").view(1, 8, 8)
     far = (s.model.distance(s.x) + 0.01).float()[:, None, None, None] * normal
     x_adv = s.x + torch.stack((far[0], 0 * far[1], 0.5 * far[2]))
-    _, success, rms = cases.judged(s, x_adv)
+    _, success, rms = bench.judged(s, x_adv)
     assert success.tolist() == [True, False, False]
     assert rms[0] == pytest.approx(float(far[0].norm()) / 8, rel=1e-4)
     assert rms[1] == 0
@@ -242,7 +248,7 @@ def test_images_are_judged_in_float32() -> None:
 def test_an_image_out_of_range_is_judged_within_it() -> None:
     s = of_half_space(1)
     normal = s.model.get_buffer("normal").view(1, 1, 8, 8)
-    x_adv, success, rms = cases.judged(s, s.x + 1000 * normal)
+    x_adv, success, rms = bench.judged(s, s.x + 1000 * normal)
     assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
     assert success.tolist() == [True]
     assert float(rms) < 1
@@ -251,7 +257,7 @@ def test_an_image_out_of_range_is_judged_within_it() -> None:
 def test_a_row_without_success_has_no_rms() -> None:
     s = of_half_space()
     run = measured(s, lambda s: s.x)
-    row = cases.attacked(s, run, run)
+    row = bench.attacked(s, run)
     assert row["success"] == 0
     assert row["mean_rms"] is None
 
@@ -268,7 +274,7 @@ def foolbox() -> ModuleType:
 
 def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narrator: Narrator, told: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    assert cases.foolbox(narrator) == []
+    assert bench.foolbox(narrator) == []
     [line] = told
     assert "Foolbox cannot be imported, so its rows are left out" in line
     assert "pip install -e '.[peers]'" in line
@@ -278,16 +284,16 @@ def test_without_foolbox_one_line_says_so(monkeypatch: pytest.MonkeyPatch, narra
 def test_foolbox_finds_what_is_there(narrator: Narrator, told: list[str], foolbox: ModuleType) -> None:
     s = of_half_space(4)
     exact = s.model.distance(s.x)
-    found = cases.foolbox(narrator)
+    found = bench.foolbox(narrator)
     names = ["C&W 4 x 200", "C&W 4 x 200, tuned", "DDN 200", "FMN 200"]
     assert [case.what for case in found] == [f"Foolbox {name}" for name in names]
     assert [case.plain for case in found] == [True, False, True, True]
-    never_shortens = foolbox.__version__ in cases.UNPROJECTED
+    never_shortens = foolbox.__version__ in bench.UNPROJECTED
     assert len(narrator.notes) == 1 + never_shortens  # what a row must be read with
     assert told == [f"  {note}" for note in narrator.notes]
     for case in found:
         run = measure.measure(dataclasses.replace(case, steps=60), s)
-        _, success, rms = cases.judged(s, run.result)
+        _, success, rms = bench.judged(s, run.result)
         assert success.all(), case.what
         assert bool((8 * rms >= 0.999 * exact).all())
         if not (never_shortens and "FMN" in case.what):
@@ -303,9 +309,9 @@ def test_a_black_image_of_a_peer_is_no_success(foolbox: ModuleType) -> None:
         """As Foolbox's Carlini & Wagner says it."""
         return lambda model, x, criterion, epsilons: (0 * x, 0 * x, torch.ones(len(x), dtype=torch.bool))
 
-    x_adv = cases.wrapped(foolbox, found_nothing)(s, 1)
+    x_adv = bench.wrapped(foolbox, found_nothing)(s.model, s.x, s.y, 1)
     assert torch.equal(x_adv, s.x)
-    assert not cases.judged(s, x_adv)[1].any()
+    assert not bench.judged(s, x_adv)[1].any()
 
 
 def test_a_plain_model_is_a_copy_as_its_user_has_it() -> None:
@@ -337,10 +343,10 @@ def test_the_rows_of_a_benchmark(
     def short(what: str, call: Callable[..., object], steps: int, *rest: object, **more: object) -> Case:
         return Case(what, call, steps if steps <= 20 else 2, *rest, **more)  # grid and points are 20, an attack is cut
 
-    monkeypatch.setattr(cases, "Case", short)
+    monkeypatch.setattr(bench, "Case", short)
     kept: list[int] = []
     monkeypatch.setattr(files, "write_text", lambda path, text: kept.append(len(json.loads(text)["rows"])))
-    found = bench.run(what, of_half_space(), narrator, images=4, keep=Path("rows.json"), seconds=0.001)
+    found = bench.run(what, of_half_space(), narrator, images=4, keep=Path("rows.json"))
     assert kept == list(range(1, len(found.rows) + 1))
     tables = {row["bench"] for row in found.rows}
     parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary"}, "region": {"region"}}
@@ -369,7 +375,7 @@ def _heads(text: list[str]) -> list[str]:
 
 
 def test_searches_are_compared_with_the_scan(narrator: Narrator) -> None:
-    found = cases.rows("boundary", of_half_space(2), 1e9, narrator, seconds=0.001)
+    found = bench.table_rows("boundary", of_half_space(2), 1e9, narrator)
     rows = {row["what"]: row for row in found}
     plain, scan, bracket = rows["scan, one image at a time"], rows["scan"], rows["bracket"]
     assert plain["agreement"] == scan["agreement"] == bracket["agreement"] == 1  # a half-space has no re-entry
@@ -389,7 +395,7 @@ def test_rays_that_differ_are_counted() -> None:
         ((distance, torch.tensor([[1, 3, -1]])), 1),
         ((torch.tensor([[0.1, 0.1, 0.3]]), adjacent), 2),
     ):
-        row = cases.compared(of_half_space(1), Measured(case, found, 0.5, 6, 0, 0), first)
+        row = bench.compared(Measured(case, found, 0.5, 6, 0, 0), first)
         assert row["differing"] == differing
         assert row["agreement"] == pytest.approx(1 - differing / 3)
         assert (row["speed_up"], row["rays_per_s"], row["forwards_per_ray"]) == (4, 6, 2)
@@ -397,7 +403,7 @@ def test_rays_that_differ_are_counted() -> None:
 
 def test_votes_are_compared_with_the_plain_one(digits_model: Path, narrator: Narrator) -> None:
     s = bench.obtain(12, digits_model, narrator)
-    rows = {row["what"]: row for row in cases.rows("region", s, 1e9, narrator, seconds=0.001)}
+    rows = {row["what"]: row for row in bench.table_rows("region", s, 1e9, narrator)}
     assert rows["one image at a time"]["forwards_per_image"] == 100
     assert rows["all points"]["differing"] == rows["exact stop"]["differing"] == 0
     assert rows["exact stop"]["forwards_per_image"] < rows["all points"]["forwards_per_image"]
@@ -411,7 +417,7 @@ def test_images_by_default() -> None:
 
 def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narrator) -> None:
     s = bench.obtain(10, digits_model, narrator)
-    few, many = cases.memory(s)
+    few, many = bench.memory(s)
     assert (few["images"], many["images"]) == (64, 1000)
     assert many["inputs_and_results_mb"] == 2 * 1000 * 64 * 4 / 1e6
     assert 0 < few["growth_mb"] < 100
@@ -421,7 +427,7 @@ def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narr
 
 @pytest.mark.gpu
 def test_memory_of_a_gpu(cuda: torch.device, digits_model: Path, narrator: Narrator) -> None:
-    few, many = cases.memory(bench.obtain(10, digits_model, narrator))
+    few, many = bench.memory(bench.obtain(10, digits_model, narrator))
     assert many["growth_mb"] - few["growth_mb"] < 3 * many["inputs_and_results_mb"]
 
 

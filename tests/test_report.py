@@ -17,7 +17,7 @@ from tiny_notebooks import store_something
 
 from nbsupport import store
 from nbsupport.runner import report
-from nbsupport.runner.progress import Follower, describe, duration
+from nbsupport.runner.report import Follower, describe, duration
 from nbsupport.store import STAGES, Run, journal
 from nbsupport.store.journal import Journal, Progress
 

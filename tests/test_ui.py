@@ -16,9 +16,9 @@ from browser import READY, SECONDS, chromium, jupyter_lab
 
 from nbsupport import files, store
 from nbsupport.store import Run
+from nbsupport.widgets.base import png
 from nbsupport.widgets.explorer import figure
-from nbsupport.widgets.still import png
-from nbsupport.widgets.stored import FILTERS, THRESHOLD, Stored
+from nbsupport.widgets.single import FILTERS, THRESHOLD, Stored
 
 pytestmark = [pytest.mark.ui, pytest.mark.slow]
 LISTS = ("model", "attack", "class", "filter")
@@ -52,9 +52,9 @@ class Explorer:
         """Go to the first image of the filter `condition`, wherever an earlier test has gone."""
         for label, option in (("model", model), ("attack", attack), ("class", "all classes")):
             self.choose(label, option)
-        self.choose("filter", FILTERS["all"].text)  # a filter that changes begins at its first image
+        self.choose("filter", FILTERS["all"][0])  # a filter that changes begins at its first image
         self.wait(model=model, attack=attack, filter="all")
-        self.choose("filter", FILTERS[condition].text)
+        self.choose("filter", FILTERS[condition][0])
         return self.wait(model=model, attack=attack, filter=condition)
 
     def press(self, name: str) -> None:
@@ -161,7 +161,7 @@ def test_mouse_and_keyboard_show_what_is_stored(explorer: Explorer, stored: Stor
     shown = stored.single("normal", "OPTMARGIN", int(data["index"]))
     assert "Not shown" not in " ".join(text.get_text() for text in figure(stored, shown).texts), "five panels are drawn"
     chosen = [box.get_by_label(name, exact=True).evaluate("list => list.value") for name in LISTS]
-    assert chosen == ["normal", "OPTMARGIN", "all classes", FILTERS["all"].text]
+    assert chosen == ["normal", "OPTMARGIN", "all classes", FILTERS["all"][0]]
     explorer.begin("normal", "OPTMARGIN", "succeeded")
     data = explorer.redrawn(lambda: explorer.choose("model", "pgd"), model="pgd")
     check(explorer, stored, data)

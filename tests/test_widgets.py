@@ -21,9 +21,9 @@ import torch
 from nbsupport import files, store, widgets
 from nbsupport.runner import report
 from nbsupport.store import MODELS, Run, journal, manifest
-from nbsupport.widgets import still
+from nbsupport.widgets import base
 from nbsupport.widgets.explorer import figure
-from nbsupport.widgets.stored import FILTERS, Stored
+from nbsupport.widgets.single import FILTERS, Stored
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -145,13 +145,13 @@ def test_it_opens_on_the_first_probed_success(explorer: Driver, stored: Stored) 
     for version in (shown.original, shown.adversarial):
         panels = version.image, version.counts, version.profile, version.purity, version.score
         assert all(panel is not None for panel in panels)
-    assert explorer.png == still.png(figure(stored, shown))
+    assert explorer.png == base.png(figure(stored, shown))
 
 
 def test_another_attack_opens_on_a_probed_success_where_the_image_is_not_in_the_list(
     explorer: Driver, stored: Stored
 ) -> None:
-    short = next(name for name in stored.names() if len(stored.images["normal", name]) < 12)
+    short = next(name for name in stored.names if len(stored.images["normal", name]) < 12)
     explorer(image=12)
     data = explorer(attack=short)
     best = probed_successes(stored, "normal", short) or set(expected(stored, "normal", short, "succeeded"))
@@ -282,7 +282,7 @@ def test_a_picture_stands_beside_the_widget_for_readers_without_a_kernel(
     smoke: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr(still, "display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr(base.IPython.display, "display", lambda bundle, raw: shown.append(bundle))
     for make in (widgets.instance_explorer, widgets.progress):
         box: Any = make(smoke.dir)
         box._ipython_display_()

@@ -11,8 +11,7 @@ import torch
 from nbsupport import files, presets, runtime, store, suite
 from nbsupport.models.analytic import HalfSpace
 from nbsupport.store import Run
-from nbsupport.widgets.live import THIRDS, ViewSlice, look_between, save_live, slice_with_views
-from nbsupport.widgets.stored import Stored
+from nbsupport.widgets.single import THIRDS, Stored, ViewSlice, look_between, save_live, slice_with_views
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -41,7 +40,7 @@ def test_the_ends_repeat_what_is_stored(stored: Stored, share: float) -> None:
     version = shown.adversarial if share else shown.original
     *_, live = look_between(*stored.given("normal", "OPTMARGIN", index), share, rays=1000)
     seen = live.version
-    assert live.complete
+    assert live.done == live.total
     assert torch.equal(seen.image, version.image)
     assert live.rms == pytest.approx(share * shown.row.rms, rel=1e-5)
     assert (seen.label, seen.vote, seen.share) == (version.label, version.vote, version.share)

@@ -17,9 +17,8 @@ from test_widgets import Driver, parts
 
 from nbsupport import files, models, store, widgets
 from nbsupport.store import Run, manifest
-from nbsupport.widgets import panels as module
-from nbsupport.widgets.live import RAYS
-from nbsupport.widgets.stored import FILTERS, Stored
+from nbsupport.widgets import single
+from nbsupport.widgets.single import FILTERS, RAYS, Stored
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -73,7 +72,7 @@ def test_the_slice_follows_the_image_and_is_computed_once(panels: Panels, monkey
     assert panels.says("nb-slice")["index"] == panels.data["index"] != first["index"]
     pictures.add(bytes(panels.pictures[1].value))
     assert len(pictures) == 2
-    monkeypatch.setattr(module, "slice_with_views", refuse)
+    monkeypatch.setattr(single, "slice_with_views", refuse)
     panels(image=1)
     panels.by["second direction"].value = "view"
     assert panels.says("nb-slice") == first

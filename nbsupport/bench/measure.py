@@ -1,30 +1,36 @@
-"""The one loop that times: a case is called and its passes are counted. Beside it, what a machine gives."""
+"""What is measured on, the one loop that times and counts passes, and what a machine gives."""
 
 import contextlib
 import copy
+import inspect
+import math
 import os
 import platform
 import resource
-import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from nbsupport import attacks, presets, runtime
-from nbsupport.runner.progress import duration
+from nbsupport import attacks, data, models, presets, runtime, suite, train
+from nbsupport.runner.report import duration
 
 Tick = Callable[[int], None]  # takes the units done so far
+EPOCHS, TRAIN_N = {"digits": 8, "mnist": 2}, {"digits": 1297, "mnist": 20000}  # of the model that is trained
+PACE_SECONDS = 1.0  # for which the model alone is called at least
 SIZE = 3072  # of the matrices: large enough to fill a GPU, 0.6 s on one core
 SLOTS, STEPS = 64, 5  # of the attack whose memory is measured
+_BY_SHAPE = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
+_VALIDATION = 500  # test images that the better epoch is chosen by
 _WARM_UP_IMAGES = 8  # on a CPU; on a GPU, where it costs nothing, all
 # glibc hands freed blocks back at once, so that the peak is what was held, not what was kept for the next call: left to
 # itself it kept 13 to 20 MB more after many calls, whatever the number of images.
@@ -93,6 +99,75 @@ class Subject:
         return replace(self, x=self.x[:n], y=self.y[:n])
 
 
+def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
+    """Return the subject with at most `images` images.
+
+    Parameters
+    ----------
+    images : int
+        Correctly classified test images wanted.
+    model : Path, optional
+        A file of `models.save`; the data set is the one of its image size. None: a model is trained for some
+        seconds, on MNIST where $NBSUPPORT_DATA has it, else on the embedded digits.
+    narrator : Narrator
+        Told what is trained, and for how long.
+
+    Raises
+    ------
+    ValueError
+        For a model of another image size, or one that classifies no image correctly.
+    FileNotFoundError
+        Where `model`, or the data set that it needs, is not there.
+    """
+    device = runtime.best_device()
+    if model is None:
+        s = presets.settings("mnist" if _mnist_is_here() else "digits")
+        net = _trained(s, narrator)
+    else:
+        net = models.load(model).to(device)
+        shape = vars(net)["spec"].in_shape
+        if shape not in _BY_SHAPE:
+            known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in _BY_SHAPE.items())
+            raise ValueError(f"expected a model for images of {known}, got {'x'.join(map(str, shape))} in {model}")
+        s = presets.settings(_BY_SHAPE[shape])
+    test = data.load(s.dataset, train=False, limit=max(_VALIDATION, 2 * images))
+    keep = (runtime.predict(net, test.x).cpu() == test.y).nonzero().squeeze(1)[:images]
+    if not len(keep):
+        raise ValueError(f"expected a model that classifies images of {s.dataset}, got one that is never right")
+    x, y = test.x[keep].to(device), test.y[keep].to(device)
+    return Subject(f"{vars(net)['spec'].name} on {s.dataset}", net, x, y, s, forward_flops(net, x[:1]))
+
+
+def forward_flops(model: nn.Module, x: Tensor) -> float:
+    """Return the FLOP of convolutions and matrix products in one forward pass of `x` (1, C, H, W)."""
+    with FlopCounterMode(display=False) as counter, runtime.frozen(model), torch.no_grad():
+        model(runtime.laid_out(model, x))
+    return float(counter.get_total_flops())
+
+
+def _mnist_is_here() -> bool:
+    """Return whether $NBSUPPORT_DATA names a folder with MNIST: a benchmark downloads nothing unasked."""
+    named = os.environ.get("NBSUPPORT_DATA")
+    return named is not None and (Path(named).expanduser() / "MNIST" / "raw").is_dir()
+
+
+def _trained(s: presets.Settings, narrator: Narrator) -> nn.Module:
+    """Return a normally trained model of a data set in `EPOCHS`."""
+    fitted = data.load(s.dataset, train=True, limit=TRAIN_N[s.dataset])
+    validation = data.load(s.dataset, train=False, limit=_VALIDATION)
+    model, epochs = suite.new_model(s, fitted), EPOCHS[s.dataset]
+    batches = epochs * math.ceil(len(fitted) / s.batch_size)
+    narrator.say(f"{s.model} is trained on {len(fitted):,} images of {s.dataset}, {epochs} epochs, {batches} batches")
+    tick = narrator.ticker("training", batches, "batches")
+    recipe: dict[str, Any] = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
+    recipe |= {"generator": runtime.seeded(0, "bench"), "progress": lambda done, total: tick(done)}
+    train.fit(model, fitted, epochs=epochs, validation=validation, **recipe)
+    return model.eval()
+
+
+# The one loop
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing that is timed, a row of a table.
@@ -102,7 +177,8 @@ class Case:
     what : str
         Its name.
     call : callable
-        `call(subject, steps, **options)` does it with the model and the images of `subject`.
+        `call(model, x, y, steps=steps, **options)` does it, as the attacks of this package; one that has a `generator`
+        is given the same one every time.
     steps : int
         Of an attack, magnitudes of a grid, or points of a vote.
     passes : int
@@ -111,6 +187,8 @@ class Case:
         What the kernel is told; its `precision`, where there is one, tells by which pace its duration is estimated.
     plain : bool
         It is handed the model as its users have it; see `plain`.
+    seconds : float
+        It is called until that many have passed, at least once.
     """
 
     what: str
@@ -119,6 +197,7 @@ class Case:
     passes: int
     options: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,39 +217,34 @@ class Measured:
         return (self.forwards + self.backwards) / self.seconds
 
 
-def measure(case: Case, subject: Subject, tick: Tick = lambda done: None, *, seconds: float = 0.0) -> Measured:
-    """Return `case` measured after a warm-up of two steps, called until `seconds` have passed.
+def measure(case: Case, subject: Subject, tick: Tick = lambda done: None) -> Measured:
+    """Return `case` measured after a warm-up of two steps.
 
     `tick` hears after every forward pass how many images have passed so far, forward and backward.
     """
-    forwards = backwards = 0
+    passed: Counter[str] = Counter()
+    device, drawing = subject.x.device, "generator" in inspect.signature(case.call).parameters
+    model = plain(subject.model) if case.plain else subject.model
 
-    def count_forward(module: nn.Module, given: object, logits: Tensor) -> None:
-        nonlocal forwards
-        forwards += len(logits)
+    def count(module: nn.Module, given: object, logits: Tensor) -> None:
+        passed["forwards"] += len(logits)
         if logits.requires_grad:
-            logits.register_hook(count_backward)
-        tick(forwards + backwards)
+            logits.register_hook(lambda gradient: passed.update(backwards=len(gradient)))
+        tick(passed.total())
 
-    def count_backward(gradient: Tensor) -> None:
-        nonlocal backwards
-        backwards += len(gradient)
+    def call(images: Subject, steps: int) -> Any:
+        drawn = {"generator": runtime.seeded(0, "bench")} if drawing else {}
+        return case.call(model, images.x, images.y, steps=steps, **case.options, **drawn)
 
-    device, spent = subject.x.device, 0.0
-    if case.plain:
-        subject = replace(subject, model=plain(subject.model))
-    with contextlib.nullcontext() if case.plain else runtime.frozen(subject.model):
-        warm = subject if device.type == "cuda" else subject.first(_WARM_UP_IMAGES)
-        case.call(warm, min(case.steps, 2), **case.options)
+    with contextlib.nullcontext() if case.plain else runtime.frozen(model):
+        call(subject if device.type == "cuda" else subject.first(_WARM_UP_IMAGES), min(case.steps, 2))
         reset_peak(device)
-        hook = subject.model.register_forward_hook(count_forward)
-        try:
-            while not spent or spent < seconds:
-                result, last = timed(lambda: case.call(subject, case.steps, **case.options), device)
+        result, spent = None, 0.0
+        with model.register_forward_hook(count):
+            while not spent or spent < case.seconds:
+                result, last = timed(lambda: call(subject, case.steps), device)
                 spent += last
-        finally:
-            hook.remove()
-    return Measured(case, result, spent, forwards, backwards, peak_bytes(device))
+    return Measured(case, result, spent, passed["forwards"], passed["backwards"], peak_bytes(device))
 
 
 def batch(subject: Subject, precision: runtime.Precision, *, backward: bool, rows: int | None = None) -> Case:
@@ -183,15 +257,15 @@ def batch(subject: Subject, precision: runtime.Precision, *, backward: bool, row
     index = torch.arange(min(rows or full, full), device=subject.x.device) % len(subject.x)
     x, y = subject.x[index].requires_grad_(backward), subject.y[index]
 
-    def call(subject: Subject, steps: int, precision: runtime.Precision) -> int:
+    def call(model: nn.Module, *given: Tensor, steps: int, precision: runtime.Precision) -> int:
         with torch.set_grad_enabled(backward), runtime.reduced_precision(precision, x.device):
-            logits = subject.model(runtime.laid_out(subject.model, x))
+            logits = model(runtime.laid_out(model, x))
         if backward:
             torch.autograd.grad(logits.gather(1, y[:, None]).sum(), x)
         return len(x)
 
     way = "forward and backward" if backward else "forward"
-    return Case(f"{way}, {precision}", call, 1, 2 if backward else 1, {"precision": precision})
+    return Case(f"{way}, {precision}", call, 1, 1 + backward, {"precision": precision}, seconds=PACE_SECONDS)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -210,10 +284,9 @@ def plain(model: nn.Module) -> nn.Module:
 
 def described(device: torch.device) -> dict[str, Any]:
     """Return what a timing must be read with: the device and its name, the threads, the versions."""
+    name = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()  # `platform` has none on Linux
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    else:  # Python's own `platform` knows none on Linux
-        name = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return {"device": device.type, "device_name": name, "threads": torch.get_num_threads(), **versions}
 
@@ -230,7 +303,7 @@ def matrix_rate(device: torch.device) -> float:
     a, b = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     with runtime.full_float32():
         seconds = [timed(lambda: a @ b, device)[1] for _ in range(6)]
-    return 2 * SIZE**3 / statistics.median(seconds[1:])  # the first warms up
+    return 2 * SIZE**3 / sorted(seconds[1:])[2]  # the first warms up
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -276,18 +349,16 @@ def memory_growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...
     if x.device.type == "cuda":
         return _growth(model, x, y, counts)
     heeded = mock.patch.dict(os.environ, {**_NOTHING_KEPT, **os.environ})  # by a process that starts with them
-    threads = (torch.get_num_threads(),)
-    with heeded, ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as pool:
+    alike = torch.multiprocessing.get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
+    with heeded, ProcessPoolExecutor(1, *alike) as pool:
         return pool.submit(_growth, model, x, y, counts).result()
 
 
 def _growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[int]:
     reset_peak(x.device)
-    attacks.ddn_l2(model, x[:1], y[:1], steps=STEPS)  # loads what the first call loads
-    before = peak_bytes(x.device)
-    grown = []
-    for count in counts:
+    peaks = []
+    for count in (1, *counts):  # one image first: it loads what the first call loads
         index = torch.arange(count, device=x.device) % len(x)
         attacks.ddn_l2(model, x[index], y[index], steps=STEPS)
-        grown.append(peak_bytes(x.device) - before)
-    return grown
+        peaks.append(peak_bytes(x.device))
+    return [peak - peaks[0] for peak in peaks[1:]]

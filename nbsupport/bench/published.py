@@ -12,24 +12,16 @@ from torch import Tensor, nn
 from nbsupport import runtime
 
 _NO_UPPER = 1e10  # the upper bound of the constant before the first success, as in the release
-_FIRST_LOSS = 1e6  # that the loss of a search step is first compared with, as in the release
 
 
 def carlini_wagner(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    search_steps: int = 4,
-    steps: int = 200,
-    lr: float = 0.05,
-    initial_const: float = 1.0,
+    model: nn.Module, x: Tensor, y: Tensor, *, search_steps: int = 4, steps: int = 200, lr: float = 0.05
 ) -> Tensor:
     """Return the least L2 images (N, C, H, W) found by the published search, `x` where it found none.
 
     All images share one batch and one Adam until the end of each search step. At every tenth of the steps all stop
     when the loss, summed over the batch, is above .9999 of the value last looked at. Only the constant belongs to the
-    image: tenfold until the first success, bisected from then on.
+    image: 1 at first, tenfold until the first success, bisected from then on.
 
     Parameters
     ----------
@@ -39,36 +31,32 @@ def carlini_wagner(
         Images, and their labels.
     search_steps, steps : int
         Constants tried, and iterations at most with each.
-    lr, initial_const : float
-        Adam's learning rate in tanh space, and the first constant.
+    lr : float
+        Adam's learning rate in tanh space.
 
     References
     ----------
     Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, arXiv:1608.04644.
     """
-    origin = ((x - 0.5) / 0.50001).atanh()
-    const = torch.full_like(x[:, 0, 0, 0], initial_const)
+    const = torch.ones_like(x[:, 0, 0, 0])
     low, high = torch.zeros_like(const), torch.full_like(const, _NO_UPPER)
     best, best_l2 = x.clone(), torch.full_like(const, torch.inf)
     with runtime.frozen(model), torch.enable_grad():
         for _ in range(search_steps):
-            w = origin.clone().requires_grad_()
+            w = ((x - 0.5) / 0.50001).atanh().requires_grad_()
             adam = torch.optim.Adam([w], lr=lr)
-            found = torch.zeros_like(y, dtype=torch.bool)
-            last_loss = _FIRST_LOSS
+            found, last_loss = torch.zeros_like(y, dtype=torch.bool), 1e6  # to compare first with, as in the release
             for step in range(steps):
                 x_adv = (w.tanh() + 1) / 2
                 logits = model(x_adv)
-                own = logits.gather(1, y[:, None]).squeeze(1)
-                gap = own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+                others = logits.scatter(1, y[:, None], -torch.inf)
+                gap = logits.gather(1, y[:, None]).squeeze(1) - others.amax(1)
                 l2 = (x_adv - x).square().flatten(1).sum(1)
                 loss = (l2 + const * gap.clamp(min=0)).sum()
-                adam.zero_grad()
-                loss.backward()
+                (w.grad,) = torch.autograd.grad(loss, w)
                 adam.step()
-                success = gap.detach() < 0
-                found |= success
-                better = success & (l2.detach() < best_l2)
+                found |= gap < 0
+                better = (gap < 0) & (l2 < best_l2)
                 best_l2 = torch.where(better, l2.detach(), best_l2)
                 best = torch.where(better[:, None, None, None], x_adv.detach(), best)
                 if step % max(1, steps // 10) == 0:
@@ -90,9 +78,9 @@ def scan(model: nn.Module, x: Tensor, directions: Tensor, magnitudes: Sequence[f
     ----------
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, section 4.
     """
-    distance = torch.full((len(x), len(directions)), torch.inf, device=x.device)
-    adjacent = torch.full_like(distance, -1, dtype=torch.int64)
     directions = directions.to(x.device)
+    distance = directions.new_full((len(x), len(directions)), torch.inf)
+    adjacent = torch.full_like(distance, -1, dtype=torch.int64)
     with runtime.frozen(model), torch.inference_mode():
         for i, image in enumerate(x):
             center = model(image[None]).argmax(1)
@@ -118,10 +106,7 @@ def vote(model: nn.Module, x: Tensor, offsets: Tensor, *, radius: float) -> Tens
     ----------
     Cao & Gong, "Mitigating Evasion Attacks to Deep Neural Networks via Region-based Classification", 2017, section 4.
     """
-    label = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    offsets = offsets.to(x.device)
+    moves = radius * offsets.to(x.device).view(-1, *x.shape[1:])
     with runtime.frozen(model), torch.inference_mode():
-        for i, image in enumerate(x):
-            points = (image + radius * offsets.view(-1, *image.shape)).clamp(0, 1)
-            label[i] = torch.bincount(model(points).argmax(1)).argmax()
-    return label
+        labels = [model((image + moves).clamp(0, 1)).argmax(1) for image in x]
+        return torch.stack([torch.bincount(label).argmax() for label in labels])

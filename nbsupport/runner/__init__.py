@@ -4,14 +4,13 @@
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.util
 import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
 from nbsupport.runner.notebooks import StageFailed
-from nbsupport.runner.progress import Echo, Follower, duration
 from nbsupport.store import STAGES, Run, manifest
+
+Folder = str | Path | None
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Job:
 
     def parameters(self) -> dict[str, Any]:
         """Return what is injected into each notebook."""
-        chosen = {"dataset": self.settings.dataset, "preset": self.settings.preset, "run_dir": str(self.run_dir)}
-        return chosen | {"overrides": manifest.overrides(self.settings)}
+        s, overrides = self.settings, manifest.overrides(self.settings)
+        return {"dataset": s.dataset, "preset": s.preset, "run_dir": str(self.run_dir), "overrides": overrides}
 
     def open(self) -> Run:
         """Return the run, creating its folder."""
@@ -46,12 +46,7 @@ Executor = Callable[[Job, str], None]  # runs a stage, or waits until it has run
 
 
 def plan(
-    dataset: str,
-    preset: str,
-    overrides: Mapping[str, Any],
-    run_dir: str | Path | None = None,
-    *,
-    folder: Path | None = None,
+    dataset: str, preset: str, overrides: Mapping[str, Any], run_dir: Folder = None, *, folder: Folder = None
 ) -> Job:
     """Return the checked job of a run; nothing is created.
 
@@ -63,7 +58,7 @@ def plan(
         Parameters by name; values may be text.
     run_dir : path, optional
         The run folder; by default runs/<dataset>-<preset>, with `overrides` followed by 8 hex digits of all parameters.
-    folder : Path, optional
+    folder : path, optional
         Where the notebooks are; by default those of this source tree.
 
     Raises
@@ -79,10 +74,9 @@ def plan(
         raise ValueError(f"expected a path after {dataset!r}")
     settings = presets.settings(dataset, preset, overrides)
     presets.require(settings)
-    _require_data(settings)
-    _require_model(settings.model)
+    _require_sources(settings)
     target = Path(run_dir).expanduser() if run_dir else _default_dir(settings, named=bool(overrides))
-    job = Job(settings, target.resolve(), folder or notebooks.FOLDER, Path.cwd())
+    job = Job(settings, target.resolve(), Path(folder or notebooks.FOLDER), Path.cwd())
     notebooks.require(job.notebooks, STAGES, job.parameters())
     if (job.run_dir / manifest.NAME).exists():
         manifest.require_same(job.run_dir, manifest.read(job.run_dir)["parameters"], settings)
@@ -93,40 +87,33 @@ def plan(
 def _default_dir(settings: presets.Settings, *, named: bool) -> Path:
     kind, _, path = settings.dataset.partition(":")
     slug = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or kind
-    values = json.dumps(dataclasses.asdict(settings), sort_keys=True).encode()
+    values = json.dumps(asdict(settings), sort_keys=True).encode()
     return Path("runs", f"{slug}-{settings.preset}" + (f"-{hashlib.sha256(values).hexdigest()[:8]}" if named else ""))
 
 
-def _require_data(settings: presets.Settings) -> None:
-    for name in ("train_data", "test_data"):
-        source: str = getattr(settings, name)
+def _require_sources(s: presets.Settings) -> None:
+    """Raise ValueError unless the images and the model are where the settings `s` say."""
+    for name, source in (("train_data", s.train_data), ("test_data", s.test_data)):
         kind, colon, path = source.partition(":")
         checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
         if colon and not Path(path).exists():
             raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
+    package = s.model.partition(":")[0].partition(".")[0]
+    if ":" not in s.model:
+        from nbsupport import models  # which loads torch
 
-
-def _require_model(name: str) -> None:
-    package = name.partition(":")[0].partition(".")[0]
-    if ":" not in name:
-        from nbsupport import models
-
-        checks.choice(name, models.NAMES, name="model")
+        checks.choice(s.model, models.NAMES, name="model")
     elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
-        raise ValueError(f"expected model as package.module:function of a package that is installed, got {name!r}")
+        raise ValueError(f"expected model as package.module:function of a package that is installed, got {s.model!r}")
 
 
 def describe(job: Job) -> str:
     """Return the settings of `job`, those that differ from the preset marked, and what each stage would do."""
-    changed = manifest.overrides(job.settings)
-    lines = [f"run folder  {job.run_dir}", "settings"]
-    for name, value in dataclasses.asdict(job.settings).items():
-        lines.append(f"  {name:<22}{value}" + ("    (-p)" if name in changed else ""))
-    lines.append("stages")
+    given, marks = asdict(job.settings), dict.fromkeys(manifest.overrides(job.settings), "    (-p)")
     run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
-    for stage in STAGES:
-        lines.append(f"  {stage:<26}{_intent(run.state(stage)) if run else 'runs'}")
-    return "\n".join(lines)
+    settings = [f"  {name:<22}{value}{marks.get(name, '')}" for name, value in given.items()]
+    stages = [f"  {stage:<26}{_intent(run.state(stage)) if run else 'runs'}" for stage in STAGES]
+    return "\n".join([f"run folder  {job.run_dir}", "settings", *settings, "stages", *stages])
 
 
 def _intent(state: store.StageState) -> str:
@@ -137,7 +124,7 @@ def _intent(state: store.StageState) -> str:
     return f"runs again: {damaged if state.name == 'damaged' else '; '.join(state.faults)}" if state.faults else "runs"
 
 
-def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> None:
+def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None) -> None:
     """Run the stages of `job` that are not complete, and print the results.
 
     With `execute`, that is called for each stage to run it elsewhere, and takes the lock of the folder there.
@@ -156,9 +143,9 @@ def run(job: Job, echo: Echo = print, *, execute: Executor | None = None) -> Non
                 echo(f"{title}{_intent(state)}")
             echo(title + notebooks.question(job.notebooks / f"{stage}.ipynb"))
             began = time.monotonic()
-            with Follower(opened.dir, echo):
+            with report.Follower(opened.dir, echo):
                 (execute or execute_stage)(job, stage)
-            echo(f"  stored after {duration(time.monotonic() - began)}")
+            echo(f"  stored after {report.duration(time.monotonic() - began)}")
     echo("\n" + report.results(opened))
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,8 +38,7 @@ def require(folder: Path, stages: Sequence[str], parameters: Mapping[str, Any]) 
     Raises FileNotFoundError where a notebook is absent and ValueError where one has no cell tagged `parameters`
     or does not define one of the names there.
     """
-    absent = [stage for stage in stages if not (folder / f"{stage}.ipynb").is_file()]
-    if absent:
+    if absent := [stage for stage in stages if not (folder / f"{stage}.ipynb").is_file()]:
         raise FileNotFoundError(
             f"no notebooks {', '.join(absent)} in {folder}: they belong to the source tree and are not installed with "
             "the package; run from a checkout, or install it with `pip install --editable`"
@@ -70,27 +69,23 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
     `.NAME.log`; `target` appears when it ends, also when a cell failed. Raises StageFailed.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     running = target.with_name(f".{target.stem}.running.ipynb")
     log_path = target.with_name(f".{target.stem}.log")
     try:
-        with log_path.open("wb") as log, _quiet():
-            papermill.execute_notebook(
-                str(source),
-                str(running),
-                parameters=dict(parameters),
-                progress_bar=False,
-                autosave_cell_every=2,
-                start_timeout=120,
-                kernel_manager_class=_kernel_manager(log, cwd),
-            )
+        with log_path.open("wb") as log, warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
+            for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
+                stack.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.CRITICAL)  # Jupyter's log is not for the user of the command line
+            options = {"kernel_manager_class": _kernel_manager(log, cwd), "start_timeout": 120, "progress_bar": False}
+            options |= {"autosave_cell_every": 2, "parameters": dict(parameters)}
+            papermill.execute_notebook(str(source), str(running), **options)
     except papermill.PapermillExecutionError as error:
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         raise StageFailed(source.stem, f"{error.ename}: {error.evalue}", traceback, str(target)) from None
-    except (DeadKernelError, RuntimeError) as error:
+    except RuntimeError as error:  # nbclient's DeadKernelError is one
         why = f"the kernel died, out of memory perhaps ({type(error).__name__}: {error})"
         raise StageFailed(source.stem, why, log_path.read_text(errors="replace"), str(target)) from None
     except OSError as error:
@@ -128,14 +123,3 @@ def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
             await super().start_kernel(**{**options, "cwd": str(cwd), "env": environment, "stdout": log, "stderr": log})
 
     return OwnKernel
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Jupyter's log and deprecation warnings from the user of the command line."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
-        for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL)
-        yield

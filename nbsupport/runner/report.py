@@ -1,22 +1,29 @@
-"""A run told in text: how far its stages have come, what came out of it, and every table that it stored."""
+"""A run told in text: how far its stages have come, also while they run, what came out of it, and its tables."""
 
 import math
+import os
 import shlex
 import socket
+import sys
 import textwrap
-from collections.abc import Mapping
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
+from tqdm import tqdm
 
 from nbsupport import files
-from nbsupport.runner.progress import describe, duration
 from nbsupport.store import STAGES, Run, journal, manifest
 
+Echo = Callable[[str], None]
 WIDTH = 120
+MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made of
 LEGEND = """\
-n: images attacked, all classified correctly before (benign: all test images). Brackets: 95 % interval. RMS, and
+n: images attacked, all right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS, and
 distance to the boundary, in the data's pixel units. The vote: region classification. Empty: not measured."""
 CLAIMS = {
     1: "OPTMARGIN's success is high",
@@ -29,14 +36,20 @@ CLAIMS = {
     8: "detector's AUC is high",
     9: "vote mostly undoes OPTBRITTLE",
 }
+_LINES = {  # of the events that are told at once, also on a terminal
+    "warning": "  warning: {message}",
+    "damaged": "  damaged, computed again: {path} ({why})",
+    "outdated": "  out of date, computed again: {what} ({why})",
+    "reused": "  {what:<28} {total} {unit}, reused",
+}
+
+
+# How far it has come
 
 
 def status(run: Run) -> str:
     """Return the state of every stage, and how far each piece of its work has come."""
-    entries = journal.read(run.dir)
-    works = journal.summary(entries)
-    contents = manifest.read(run.dir)
-    user = manifest.holder(run.dir)
+    entries, contents, user = journal.read(run.dir), manifest.read(run.dir), manifest.holder(run.dir)
     last = entries[-1] if entries else {}
     living = user or (last.get("host") == socket.gethostname() and files.alive(last["pid"]))
     active = last.get("stage") if living and last.get("event") not in ("finished", "failed") else None
@@ -61,8 +74,98 @@ def status(run: Run) -> str:
         else:
             text = "interrupted" if reported else "missing"
         lines.append(f"{stage:<26}{text}")
-        lines += [f"  {describe(work)}" for work in works if work.stage == stage]
+        lines += [f"  {describe(work)}" for work in journal.summary(entries) if work.stage == stage]
     return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` for people, such as "12 s" or "1 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def describe(progress: journal.Progress) -> str:
+    """Return one line: what, units done, rate and time left (while it goes on), and what else was reported."""
+    parts = [f"{progress.what:<28} {progress.done}/{progress.total} {progress.unit}"]
+    if progress.rate and not progress.complete:
+        parts += [f"{progress.rate:.3g}/s", f"{duration(progress.time_left or 0)} left"]
+    return ", ".join(parts + extras(progress))
+
+
+def extras(progress: journal.Progress) -> list[str]:
+    """Return what else was reported, such as "success 0.95" and "median rms 0.12" ([0, 1] units)."""
+    numbers = {name: value for name, value in progress.extra.items() if isinstance(value, int | float)}
+    return [f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()]
+
+
+def _has_room() -> bool:
+    """Return whether the errors go to a terminal with lines and columns; some have none, and would show no bar."""
+    return sys.stderr.isatty() and 0 not in os.get_terminal_size(sys.stderr.fileno())
+
+
+class Follower:
+    """A context in which the terminal follows the journal of `run_dir`, from its present end on.
+
+    On a terminal every piece of work has a progress bar; elsewhere, such as in a log file, it has a plain line
+    when it is finished and one every `every` seconds before.
+    """
+
+    def __init__(self, run_dir: Path, echo: Echo = print, *, bars: bool | None = None, every: float = 5.0) -> None:
+        self._path, self._echo, self._every = run_dir / journal.NAME, echo, every
+        self._bars = _has_room() if bars is None else bars
+        self._tracker, self._rest = journal.Tracker(), b""
+        self._bar: tqdm[Any] = tqdm(disable=True)  # as one that is closed
+        self._last_line = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("a+b")  # which is read from its end on
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.poll()
+        self._bar.close()
+        self._file.close()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.2):
+            self.poll()
+
+    def poll(self) -> None:
+        """Show what the journal has gained; half a line waits for its other half."""
+        lines, _, self._rest = (self._rest + self._file.read()).rpartition(b"\n")
+        for entry in journal.parse(lines.splitlines()):
+            progress = self._tracker.update(entry)
+            if entry["event"] in _LINES:
+                self._line(_LINES[entry["event"]].format_map(defaultdict(str, entry)))
+            elif progress is not None and self._bars:
+                self._draw(progress)
+            elif progress is not None and (progress.complete or time.monotonic() - self._last_line >= self._every):
+                self._line(f"  {describe(progress)}")
+
+    def _draw(self, progress: journal.Progress) -> None:
+        title, unit = f"  {progress.what}", f" {progress.unit}"
+        if self._bar.disable or self._bar.desc != title:
+            self._bar.close()
+            self._bar = tqdm(desc=title, total=progress.total, initial=progress.done, unit=unit, dynamic_ncols=True)
+        self._bar.n = progress.done
+        self._bar.set_postfix_str(", ".join(extras(progress)), refresh=True)
+        if progress.complete:
+            self._bar.close()
+
+    def _line(self, text: str) -> None:
+        self._bar.close()
+        self._echo(text)
+        self._last_line = time.monotonic()
+
+
+# What came out of it
 
 
 def results(run: Run) -> str:
@@ -70,15 +173,16 @@ def results(run: Run) -> str:
 
     Of the attacks and models of the notebooks it makes about 40 lines, of at most 120 columns each but for paths.
     """
-    told = ("attacks", "region", "boundary", "claims", "warnings")
-    read = {name: run.read_table(name, stage) for name, stage in stored(run.dir, ".csv").items() if name in told}
+    told = {"claims": _claims, "warnings": _warnings}
+    kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}
+    read = {name: run.read_table(name, stage) for name, stage in kept.items()}
     frames = {name: frame for name, frame in read.items() if not frame.empty}
     where = [
         f"executed notebooks  jupyter lab {shlex.quote(str(run.path('notebooks')))}",
         f"tables              {run.path('tables')}",
         f"all in full         python -m nbsupport status {shlex.quote(str(run.dir))} --tables",
     ]
-    parts = [_attacks(frames), _claims(frames), _warnings(frames), where]
+    parts = [_attacks(frames), *(tell(frames[name]) for name, tell in told.items() if name in frames), where]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -130,14 +234,13 @@ def _cell(value: Any) -> str:
 
 def _attacks(frames: Mapping[str, Any]) -> list[str]:
     """Return the main table: a row for each model's benign images and attacks, from three tables."""
-    parts = [frames[name] for name in ("attacks", "region", "boundary") if name in frames]
+    parts = [frames[name] for name in MAIN if name in frames]
     if not parts:
         return []
     rows = pd.concat([part.rename(columns={"attack": "examples"}) for part in parts])
     rows = rows[~rows.examples.isin(("noise", "errors"))]  # the controls
-    rows = rows.sort_values("examples", key=lambda examples: examples != "benign", kind="stable")
+    rows = rows.assign(first=rows.examples == "benign").sort_values(["model", "first"], ascending=[True, False])
     rows = rows.groupby(["model", "examples"], sort=False).first().reset_index()  # n is that of the first
-    rows = rows.sort_values("model", kind="stable")
     told = {
         "model": rows.model,
         "examples": rows.examples,
@@ -158,17 +261,14 @@ def _percent(rows: pd.DataFrame, *names: str) -> list[str]:
     return ["" if math.isnan(share[0]) else shape.format(*share) for share in shares.itertuples(index=False)]
 
 
-def _claims(frames: Mapping[str, Any]) -> list[str]:
+def _claims(frame: Any) -> list[str]:
     """Return a line for each claim: the verdict of most rows, the row that decides it, and how many rows differ.
 
     It is mixed where some rows hold and others fail. A failing row decides, else the one of most rows' verdict whose
     figure is closest to its threshold.
     """
-    if "claims" not in frames:
-        return []
-    deciding = "the row that decides: value [95 % interval] > what is claimed, n; other rows"
-    lines = [f"  {'claim':<30}{'verdict':<10}{deciding}"]
-    for number, rows in frames["claims"].groupby("claim"):
+    lines = [f"  {'claim':<30}verdict   the row that decides: value [95 % interval] > what is claimed, n; other rows"]
+    for number, rows in frame.groupby("claim"):
         given = set(rows.verdict)
         most = rows.verdict.mode().iloc[-1]  # of two as frequent the later by name: undecided, holds, fails
         verdict = "mixed" if {"holds", "fails"} <= given else most
@@ -185,11 +285,8 @@ def _claims(frames: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _warnings(frames: Mapping[str, Any]) -> list[str]:
+def _warnings(frame: Any) -> list[str]:
     """Return the worst warning of each of three kinds, and how many more there are."""
-    if "warnings" not in frames:
-        return []
-    frame = frames["warnings"]
     worst = frame.sort_values("share", ascending=False, kind="stable").drop_duplicates("indicator").head(3)
     more = f"; {len(frame) - len(worst)} more in tables/warnings.csv" if len(frame) > len(worst) else ""
     lines = [f"{len(frame)} warnings that an attack fell short of what it could do, the worst of a kind each{more}"]

@@ -5,7 +5,6 @@ all workers see.
 """
 
 import contextlib
-import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import yaml
 
 from nbsupport import checks, files, runner
 from nbsupport.runner import Executor, Job, StageFailed, report
-from nbsupport.runner.progress import Echo
 from nbsupport.store import STAGES, RunInUse
 
 
@@ -49,18 +47,18 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
         raise ValueError(f"expected a mapping with dataset, preset and parameters in {path}, got {type(grid).__name__}")
     for name in grid:
         checks.choice(name, ("dataset", "preset", "parameters"), name=f"a key of {path}")
-    named = grid.get("parameters") or {}
+    named = grid.pop("parameters", None) or {}
     if not isinstance(named, dict):
         raise ValueError(f"expected a mapping from names to lists under parameters, got {type(named).__name__}")
-    axes = {"dataset": grid.get("dataset", "digits"), "preset": grid.get("preset", "standard")}
-    axes |= {str(name): values for name, values in named.items()}
+    axes = {"dataset": "digits", "preset": "standard", **grid, **{str(name): named[name] for name in named}}
     for name, values in axes.items():
         axes[name] = values if isinstance(values, list) else [values]
         if not axes[name] or any(isinstance(value, list | dict) for value in axes[name]):
             raise ValueError(f"expected a value or a list of values for {name}, got {values!r}")
     points = []
-    for dataset, preset, *others in itertools.product(*axes.values()):
-        job = runner.plan(str(dataset), str(preset), dict(zip(list(axes)[2:], others, strict=True)), folder=folder)
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        job = runner.plan(str(chosen.pop("dataset")), str(chosen.pop("preset")), chosen, folder=folder)
         points.append(Point(job, {name: getattr(job.settings, name) for name in axes}))
     folders = [str(point.job.run_dir) for point in points]
     if twice := [each for each in dict.fromkeys(folders) if folders.count(each) > 1]:
@@ -68,7 +66,7 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     return points
 
 
-def run(points: Sequence[Point], echo: Echo = print, *, client: Any = None) -> list[Point]:
+def run(points: Sequence[Point], echo: report.Echo = print, *, client: Any = None) -> list[Point]:
     """Run all `points`, here one after another or on a dask `client`, and return them with their errors.
 
     A run that fails does not stop the others.
@@ -99,8 +97,7 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
             frame = pd.read_csv(point.job.run_dir / "tables" / f"{name}.csv")
             named = {f"parameter_{n}" if n in frame else n: value for n, value in point.values.items()}
             tables.setdefault(name, []).append(frame.assign(**named)[[*named, *frame.columns]])
-    listed = [{**point.values, "run_dir": str(point.job.run_dir), "error": point.error} for point in points]
-    tables["runs"] = [pd.DataFrame(listed)]
+    tables["runs"] = [pd.DataFrame({**p.values, "run_dir": str(p.job.run_dir), "error": p.error} for p in points)]
     for name, frames in tables.items():
         files.write_text(target / f"{name}.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
     return [target / f"{name}.csv" for name in tables]
@@ -117,8 +114,9 @@ def connect(address: str | None) -> Any:
     if address is None:
         return contextlib.nullcontext()
     try:
-        dask: Any = importlib.import_module("distributed")
-        return dask.Client(address, timeout="10s", set_as_default=False)
+        import distributed
+
+        return distributed.Client(address, timeout="10s", set_as_default=False)
     except ImportError:
         raise NoCluster('--scheduler needs dask: pip install "nbsupport[cluster]"') from None
     except (OSError, ValueError) as error:

@@ -1,7 +1,5 @@
 """The journal of a run: one JSON line for each step forward, which other processes read while it grows."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """The folder of a run: run.json (what it was made with, what each stage has stored, what from) and who holds it."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

@@ -1,26 +1,30 @@
 """Single attacked images of a run, one after the other."""
 
-from __future__ import annotations
-
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import pandas as pd
 from matplotlib.figure import Figure
 
 from nbsupport import plots, store
-from nbsupport.widgets import still
-from nbsupport.widgets.panels import BUTTON, ROW, Chosen, LivePanel, SlicePanel, Turns
-from nbsupport.widgets.still import ERRORS, Still, StillBox, png, status, undisturbed
-from nbsupport.widgets.stored import FILTERS, THRESHOLD, Single, Stored, telling
+from nbsupport.widgets import base, single
+from nbsupport.widgets.single import FILTERS, THIRDS, THRESHOLD, Single, Stored
 
+BEYOND = 1.5  # the largest share of the attack's change
+_PLACES = 30  # of the slider
+_KEPT = 64  # slices
 _EVERY = -1  # class; a list takes None for nothing chosen
 _FIRST = "OPTMARGIN"  # the attack shown first
+_BUTTON: dict[str, Any] = {"layout": {"width": "110px"}}
 _LABELS = {"style": {"description_width": "58px"}}
+Chosen = tuple[str, str, int]  # model, attack, and the image's position in the test set
+# What a panel shows: state, text, what draws the picture, further data, and what stores it.
+Shown = tuple[str, str, Callable[[], Figure], dict[str, Any], Callable[[], Path] | None]
 
 
-def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox | Still:
+def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox | base.Still:
     """Return controls and panels that show one attacked image after the other, from what the run has stored.
 
     Model, attack, true class and filter choose the images; slider, buttons and the number of the test image choose one
@@ -44,62 +48,53 @@ def instance_explorer(run_dir: str | Path) -> ipywidgets.VBox | Still:
     """
     try:
         stored = Stored(store.existing_run(run_dir))
-    except ERRORS as error:
-        return Still(str(error)) if still.headless() else ipywidgets.VBox([ipywidgets.HTML(still.refusal(error))])
-    return _still(stored) if still.headless() else _Explorer(stored).box
+    except base.ERRORS as error:
+        return base.Still(str(error)) if base.headless() else ipywidgets.VBox([ipywidgets.HTML(base.refusal(error))])
+    return _still(stored) if base.headless() else _Explorer(stored).box
 
 
 def _opening(stored: Stored) -> Chosen:
     """Return the image that is shown first."""
-    model, names = store.MODELS[0], stored.names()
-    attack = _FIRST if _FIRST in names else names[0]
-    return model, attack, telling(stored.images[model, attack])
+    model, attack = store.MODELS[0], _FIRST if _FIRST in stored.names else stored.names[0]
+    return model, attack, single.telling(stored.images[model, attack])
 
 
-def _still(stored: Stored) -> Still:
+def _still(stored: Stored) -> base.Still:
     """Return the picture of the image on which the explorer opens."""
-    model, attack, index = _opening(stored)
-    shown = stored.single(model, attack, index)
-    said = [f"{attack} on the {model} model: {_sentence(shown, stored)}", *stored.outdated]
-    return Still("\n".join(said), png(figure(stored, shown)))
+    shown = stored.single(*_opening(stored))
+    said = [f"{shown.row.examples} on the {shown.row.model} model: {_sentence(shown, stored)}", *stored.outdated]
+    return base.Still("\n".join(said), base.png(figure(stored, shown)))
 
 
 class _Explorer:
     """The controls and panels of `instance_explorer`; `box` holds them all."""
 
     def __init__(self, stored: Stored) -> None:
-        self._stored, turns = stored, Turns()
-        self._frame = pd.DataFrame()  # of the images that fulfil the filter
+        self._stored, turns = stored, base.Turns()
         _, attack, self._index = _opening(stored)  # the position of the image shown last
-        options = {
-            "model": store.MODELS,
-            "attack": stored.names(),
-            "class": [("all classes", _EVERY), *((name, y) for y, name in enumerate(stored.classes))],
-            "filter": [(entry.text, name) for name, entry in FILTERS.items()],
-        }
+        classes = [("all classes", _EVERY), *((name, y) for y, name in enumerate(stored.classes))]
+        filters = [(text, name) for name, (text, _) in FILTERS.items()]
+        options = {"model": store.MODELS, "attack": stored.names, "class": classes, "filter": filters}
         self._lists = [ipywidgets.Dropdown(options=options[name], description=name, **_LABELS) for name in options]
         self._lists[1].value, self._lists[3].layout.width = attack, "340px"
         self._place = ipywidgets.IntSlider(min=1, max=1, description="image", continuous_update=False, **_LABELS)
-        self._number = ipywidgets.BoundedIntText(
-            min=0, max=0, description="test image", layout={"width": "160px"}, style={"description_width": "72px"}
-        )
-        self._previous = ipywidgets.Button(description="previous", icon="arrow-left", **BUTTON)
-        self._next = ipywidgets.Button(description="next", icon="arrow-right", **BUTTON)
-        self._status, self._picture = ipywidgets.HTML(), still.picture()
+        look = {"layout": {"width": "160px"}, "style": {"description_width": "72px"}}
+        self._number = ipywidgets.BoundedIntText(min=0, max=0, description="test image", **look)
+        self._previous = ipywidgets.Button(description="previous", icon="arrow-left", **_BUTTON)
+        self._next = ipywidgets.Button(description="next", icon="arrow-right", **_BUTTON)
+        self._status, self._picture = ipywidgets.HTML(), base.picture()
         self._panels = SlicePanel(stored, turns), LivePanel(stored, turns)
         self._choose()
-        for control in self._lists:
-            turns.on(control, self._choose)
-        turns.on(self._place, self._show)
-        turns.on(self._number, self._jump)
-        turns.on(self._previous, lambda _: self._go(self._place.value - 1))
-        turns.on(self._next, lambda _: self._go(self._place.value + 1))
+        turns.on(self._choose, *self._lists)
+        turns.on(self._show, self._place)
+        turns.on(self._jump, self._number)
+        turns.on(lambda _: self._go(self._place.value - 1), self._previous)
+        turns.on(lambda _: self._go(self._place.value + 1), self._next)
         buttons = [self._previous, self._next, *(panel.toggle for panel in self._panels)]
-        rows = [self._lists[:2], self._lists[2:], [self._place, self._number], buttons]
         notes = [f"Not stored: {kind}. {why}" for kind, why in stored.absent.items()] + stored.outdated
-        below = [self._status, *(ipywidgets.HTML(still.preformatted(note)) for note in notes), self._picture]
-        children = [*(ipywidgets.HBox(row, **ROW) for row in rows), *below, *(panel.box for panel in self._panels)]
-        self.box = StillBox(children, lambda: _still(stored))
+        above = base.rows(self._lists[:2], self._lists[2:], [self._place, self._number], buttons)
+        below = [self._status, *(ipywidgets.HTML(base.preformatted(note)) for note in notes), self._picture]
+        self.box = base.StillBox([*above, *below, *(panel.box for panel in self._panels)], lambda: _still(stored))
 
     def _asked(self) -> tuple[str, str, str, int | None]:
         """Return the model, the attack, the filter, and the true class (None for all) that were chosen."""
@@ -113,10 +108,10 @@ class _Explorer:
         begin at the first image.
         """
         model, attack, condition, y = self._asked()
-        self._frame = self._stored.select(model, attack, condition, y)
+        self._frame = self._stored.select(model, attack, condition, y)  # the images that fulfil the filter
         places, place = self._frame["index"].tolist(), 0
         if places and (change is None or change.owner in self._lists[:2]):
-            place = places.index(self._index if self._index in places else telling(self._frame))
+            place = places.index(self._index if self._index in places else single.telling(self._frame))
         self._place.max = max(len(places), 1)
         self._place.disabled = self._number.disabled = not places
         self._number.max = int(self._stored.images[model, attack]["index"].max())
@@ -128,10 +123,10 @@ class _Explorer:
             self._go(1 + int((self._frame["index"] - self._number.value).abs().to_numpy().argmin()))
 
     def _go(self, place: int) -> None:
-        self._place.value = min(max(place, 1), self._place.max)
+        self._place.value = place  # a slider stops at its ends
         self._show()
 
-    @undisturbed()
+    @base.undisturbed()
     def _show(self, _: Any = None) -> None:
         """Draw the image at the slider's place, and say in the status what is shown."""
         place, count = self._place.value, len(self._frame)
@@ -141,16 +136,14 @@ class _Explorer:
         data |= {"filter": condition, "count": count, "index": None}
         if count:
             self._number.value = self._index = int(self._frame["index"].iloc[place - 1])
-            shown = self._stored.single(model, attack, self._index)
-            row, attacked = shown.row, shown.adversarial
-            data |= {"index": self._index, "y": row.y, "success": str(row.success).lower(), "vote": attacked.vote}
-            data |= {"rms": row.rms / self._stored.pixel_max, "score": attacked.score}
-            data["benign-score"] = shown.original.score
+            row, before, after = shown = self._stored.single(model, attack, self._index)
+            data |= {"index": self._index, "y": row.y, "success": str(row.success).lower(), "vote": after.vote}
+            data |= {"rms": row.rms / self._stored.pixel_max, "score": after.score, "benign-score": before.score}
             drawn, said = figure(self._stored, shown), f"{place} of {count}: {_sentence(shown, self._stored)}"
         else:
             reason = self._why_none(model, attack, condition, y)
             drawn, said = plots.nothing_to_show(reason), f"No image to show: {reason}."
-        self._picture.value, self._status.value = png(drawn), status(said, data)
+        self._picture.value, self._status.value = base.png(drawn), base.status(said, data)
         for panel in self._panels:
             panel.choose((model, attack, self._index) if count else None)
 
@@ -161,23 +154,15 @@ class _Explorer:
         if condition == "missed" and (model, attack) not in self._stored.results["detector"]:
             return f"no detector was trained on {attack}, which has too few successes on the {model} model"
         of = "" if y is None else f" of class {self._stored.classes[y]}"
-        return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition].text}"'
+        return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition][0]}"'
 
 
 def figure(stored: Stored, shown: Single) -> Figure:
     """Return the explorer's picture of one attacked image."""
-    row = shown.row
-    return plots.instance_panels(
-        shown.original,
-        shown.adversarial,
-        name=row.examples,
-        title=f"Test image {row['index']}, {row.examples} on the {row.model} model",
-        last=stored.settings.magnitudes[-1],
-        threshold=THRESHOLD,
-        band=stored.bands.get(row.model),
-        absent=dict.fromkeys(stored.absent, "not stored yet"),  # a note has the rest
-        **stored.look,
-    )
+    row, absent = shown.row, dict.fromkeys(stored.absent, "not stored yet")  # a note has the rest
+    look = {"threshold": THRESHOLD, "band": stored.bands.get(row.model), "absent": absent, **stored.look}
+    title, last = f"Test image {row['index']}, {row.examples} on the {row.model} model", stored.settings.magnitudes[-1]
+    return plots.instance_panels(*shown[1:], name=row.examples, title=title, last=last, **look)
 
 
 def _sentence(shown: Single, stored: Stored) -> str:
@@ -193,3 +178,159 @@ def _sentence(shown: Single, stored: Stored) -> str:
         trained_on = "yes" if row.detector_part == "training" else "no"
         parts.append(f"detector {attacked.score:.3f} ({verdict}; training part: {trained_on})")
     return "; ".join(parts)
+
+
+class Panel:
+    """A button, and below it a box about the image that `choose` named last, open while the button is down.
+
+    While it is open, what `_steps` yields is shown, and it starts anew where a control in `renew` changes. The HTML
+    element of the class `kind` tells its state: `data-state` ("off" while it is closed, "running", "error") and, of the
+    image, `data-model`, `data-attack` and `data-index`.
+    """
+
+    _steps: Callable[[Chosen], Iterator[Shown]]
+
+    def __init__(self, stored: Stored, turns: base.Turns, kind: str, renew: Any, rows: Any, **button: str) -> None:
+        self._stored, self._kind, self._background = stored, kind, base.Background(turns.lock)
+        self.toggle = ipywidgets.ToggleButton(**button, **_BUTTON)
+        self._status, self._picture = ipywidgets.HTML(), base.picture()
+        self.box = ipywidgets.VBox([*rows, self._status, self._picture])
+        turns.on(self._begin, self.toggle, renew)
+
+    def choose(self, chosen: Chosen | None) -> None:
+        """Take an image; None: there is none to show."""
+        self._chosen = chosen
+        self._begin()
+
+    def _begin(self, _: Any = None) -> None:
+        """Begin anew, where the panel is open."""
+        self._background.cancel()
+        chosen = self._chosen if self.toggle.value else None
+        self.box.layout.display = "none" if chosen is None else ""
+        self._data: dict[str, Any] = dict(zip(("model", "attack", "index"), chosen or (), strict=False))
+        self._known = "Nothing is known yet."
+        self._store: Callable[[], Path] | None = None
+        self._tell("off" if chosen is None else "running")
+        if chosen is not None:
+            self._background.start(self._steps(chosen), self._show, self._fail)
+
+    @base.undisturbed()
+    def _show(self, shown: Shown) -> None:
+        state, self._known, draw, data, self._store = shown
+        self._picture.value, self._picture.layout.display = base.png(draw()), ""
+        self._data |= data
+        self._tell(state)
+
+    def _tell(self, state: str, more: str = "") -> None:
+        """Say what is known so far."""
+        said = f"{state.capitalize()}: {self._known}{more}"
+        self._status.value = base.status(said, {"state": state, **self._data}, kind=self._kind)
+
+    def _fail(self, error: Exception, said: str = "") -> None:
+        self._known, self._picture.layout.display = said or f"The {self.toggle.description} cannot be drawn.", "none"
+        self._tell("error")
+        self._status.value += base.preformatted(f"{type(error).__name__}: {error}")
+
+
+class SlicePanel(Panel):
+    """The 2-D slice through the image, computed by the model when it is asked for.
+
+    The element of class `nb-slice` also has the state "ready", `data-third`, `data-views` and `data-wrong`, the number
+    of views of another class than the true one.
+    """
+
+    def __init__(self, stored: Stored, turns: base.Turns) -> None:
+        look = {"layout": {"width": "500px"}, "style": {"description_width": "110px"}}
+        options = [(text, name) for name, text in THIRDS.items()]
+        self._third = ipywidgets.Dropdown(options=options, description="second direction", **look)
+        self._slice = functools.lru_cache(_KEPT)(self._computed)
+        button = {"description": "slice", "icon": "map", "tooltip": "Class regions in a plane, by the model"}
+        super().__init__(stored, turns, "nb-slice", self._third, [self._third], **button)
+
+    def _computed(self, model: str, attack: str, index: int, third: str) -> tuple[single.ViewSlice, int]:
+        y = int(self._stored.row(model, attack, index).y)
+        return single.slice_with_views(*self._stored.given(model, attack, index), y, attack, third=third), y
+
+    def _steps(self, chosen: Chosen) -> Iterator[Shown]:
+        self._data["third"] = third = self._third.value
+        seen, y = self._slice(*chosen, third)
+        count, wrong = len(seen.labels), int((seen.labels != y).sum())
+        known = f"{wrong} of the {count} views around the adversarial image are of another class than the true one."
+        note = "A view is drawn where it lies when projected onto the plane; its mark tells its own class."
+        look = {"views": seen.views, "view_labels": seen.labels, **self._stored.look}
+        look |= {"around": list(seen.slice.points)[-1:], "axes": ("change by the attack", THIRDS[third].split(",")[0])}
+        draw = functools.partial(plots.slice_figure, seen.slice, **look)
+        yield "ready", f"{known} {note}", draw, {"views": count, "wrong": wrong}, None
+
+
+class LivePanel(Panel):
+    """Controls that move an image along the change of an attack, and probe it while one looks on.
+
+    Moving the slider starts anew: the prediction comes at once, then the vote, then the rays in small groups. The
+    element of class `nb-live` also has the states "done", "cancelled", "saved", and "none" where the attack changed
+    nothing, and `data-share`, `data-rms` ([0, 1] units), `data-label`, `data-vote`, `data-rays`, `data-done` and
+    `data-total` (parts of the work).
+    """
+
+    def __init__(self, stored: Stored, turns: base.Turns) -> None:
+        self._share, self._unit = 0.5, 1.0  # the unit is what the slider shows for the whole of the attack's change
+        units = {"share of the change": "share", "length (RMS)": "rms"}
+        self._by = ipywidgets.Dropdown(options=units, description="move by")
+        look = {"readout_format": ".3f", "layout": {"width": "380px"}}
+        self._slider = ipywidgets.FloatSlider(description="to", continuous_update=False, **look)
+        self._bar = ipywidgets.IntProgress(layout={"width": "260px"})
+        self._cancel = ipywidgets.Button(description="cancel", icon="stop", **_BUTTON)
+        self._save = ipywidgets.Button(description="save", icon="save", **_BUTTON)
+        rows = base.rows([self._by, self._slider], [self._bar, self._cancel, self._save])
+        button = {"description": "probe", "icon": "flask", "tooltip": "Between original and adversarial image, live"}
+        super().__init__(stored, turns, "nb-live", self._by, rows, **button)
+        turns.on(self._slide, self._slider)
+        turns.on(self._stop, self._cancel)
+        turns.on(self._keep, self._save)
+
+    def _slide(self, _: Any) -> None:
+        self._share = self._slider.value / self._unit
+        self._begin()
+
+    def _steps(self, chosen: Chosen) -> Iterator[Shown]:
+        rms = float(self._stored.row(*chosen).rms)
+        if not rms:
+            said = "The attack changed nothing: there is no way to go."
+            return iter([("none", said, functools.partial(plots.nothing_to_show, said), {}, None)])
+        self._unit = rms if self._by.value == "rms" else 1.0
+        self._slider.max, self._slider.step = BEYOND * self._unit, BEYOND * self._unit / _PLACES
+        self._slider.value = self._share * self._unit
+        return self._looks(chosen)
+
+    def _looks(self, chosen: Chosen) -> Iterator[Shown]:
+        names, look = self._stored.classes, {"last": self._stored.settings.magnitudes[-1], **self._stored.look}
+        for live in single.look_between(*self._stored.given(*chosen), self._share):
+            seen, rays = live.version, len(live.directions)
+            known = f"At share {live.share:.3g} the model says {names[int(live.logits.argmax())]}"
+            if seen.vote is not None:
+                known += f", the vote {names[seen.vote]}"
+            if seen.profile is not None:
+                known += f", {int(seen.profile.reached.sum())} of {rays} rays reach a boundary"
+            data = {"share": live.share, "rms": live.rms, "label": seen.label, "vote": seen.vote, "rays": rays}
+            data |= {"done": live.done, "total": live.total}
+            title = f"share {live.share:.3g}, RMS {live.rms * self._stored.pixel_max:.4g}"
+            draw = functools.partial(plots.live_panels, seen, live.logits, title=title, **look)
+            keep = functools.partial(single.save_live, self._stored.run, *chosen, live)
+            yield "running" if live.done < live.total else "done", known + ".", draw, data, keep
+
+    def _tell(self, state: str, more: str = "") -> None:
+        self._cancel.disabled, self._save.disabled = state != "running", state != "done"
+        self._bar.max, self._bar.value = self._data.get("total", 1), self._data.get("done", 0)
+        super()._tell(state, more)
+
+    def _stop(self, _: Any) -> None:
+        self._background.cancel()
+        self._tell("cancelled")
+
+    def _keep(self, _: Any) -> None:
+        """Store what is shown in the run folder."""
+        try:
+            if self._store is not None:
+                self._tell("saved", f" Stored in {self._store()}")
+        except (OSError, ValueError) as error:
+            self._fail(error, "This cannot be stored.")

@@ -1,16 +1,15 @@
 """How far a run has come, in a notebook."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 
-from nbsupport import store
 from nbsupport.runner import report
-from nbsupport.store import journal
-from nbsupport.widgets.still import ERRORS, Still, StillBox, headless, preformatted, refusal, status
+from nbsupport.store import existing_run, journal
+from nbsupport.widgets.base import ERRORS, Still, StillBox, headless, preformatted, refusal, status
+
+_TOLD = ("stage", "what", "done", "total", "rate", "left", "success", "median_rms")
 
 
 def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
@@ -23,17 +22,22 @@ def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
     known. In a headless run it is the text alone.
     """
     if headless():
-        return Still(_plain(run_dir))
+        return _plain(run_dir)
     shown = ipywidgets.HTML()
-    bar = ipywidgets.IntProgress(description="no report", layout={"width": "100%"}, style={"description_width": "45%"})
+    bar = ipywidgets.IntProgress(layout={"width": "100%"}, style={"description_width": "45%"})
     button = ipywidgets.Button(description="refresh", icon="refresh", tooltip="Read the journal again")
 
     def refresh(_: Any = None) -> None:
-        last = None  # the piece of work that was reported last
         try:
-            run = store.existing_run(run_dir)
+            run = existing_run(run_dir)
             last = max(journal.summary(journal.read(run.dir)), key=lambda work: work.time, default=None)
-            shown.value = _told(last) + preformatted(report.status(run))
+            known = {**vars(last), "left": last.time_left, **last.extra} if last else {}
+            said = (
+                "Last report: {stage}, {what}, {done} of {total} {unit}." if last else "Nothing has been reported yet."
+            )
+            told = {name.replace("_", "-"): known.get(name) for name in _TOLD}
+            head = status(said.format(**known), {"state": "ready", **told})
+            shown.value = head + preformatted(report.status(run))
         except ERRORS as error:
             shown.value, last = refusal(error), None
         bar.layout.display = "none" if last is None else ""
@@ -43,22 +47,11 @@ def progress(run_dir: str | Path) -> ipywidgets.VBox | Still:
 
     button.on_click(refresh)
     refresh()
-    return StillBox([button, bar, shown], lambda: Still(_plain(run_dir)))
+    return StillBox([button, bar, shown], lambda: _plain(run_dir))
 
 
-def _plain(run_dir: str | Path) -> str:
+def _plain(run_dir: str | Path) -> Still:
     try:
-        return report.status(store.existing_run(run_dir))
+        return Still(report.status(existing_run(run_dir)))
     except ERRORS as error:
-        return str(error)
-
-
-def _told(last: journal.Progress | None) -> str:
-    extra = getattr(last, "extra", {})
-    known = {name: getattr(last, name, None) for name in ("stage", "what", "done", "total", "rate")}
-    known |= {"left": getattr(last, "time_left", None), "success": extra.get("success")}
-    known["median-rms"] = extra.get("median_rms")
-    said = "Nothing has been reported yet."
-    if last is not None:
-        said = f"Last report: {last.stage}, {last.what}, {last.done} of {last.total} {last.unit}."
-    return status(said, {"state": "ready", **known})
+        return Still(str(error))
