@@ -32,6 +32,7 @@ Networks = Mapping[str, nn.Module]
 Results = Mapping[Keys, Attack]
 Profiles = Mapping[str, Profile]  # of one model, by examples
 Positions = Mapping[str, Tensor]  # in the test set, alike
+Tensors = Mapping[Keys, Tensor]  # of both models
 
 # Training
 
@@ -60,10 +61,8 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     It is the last of those with the best validation accuracy, under PGD for the PGD-trained model.
     """
     scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
-    return {
-        model: int(history["epoch"][history[scores[model]] == history[scores[model]].max()].max())
-        for model, history in histories.items()
-    }
+    last_first = {model: history[::-1].set_index("epoch")[scores[model]] for model, history in histories.items()}
+    return {model: int(accuracy.index[accuracy.argmax()]) for model, accuracy in last_first.items()}
 
 
 # Attacks
@@ -241,10 +240,9 @@ def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
     Radii are such that the expected RMS of an offset, before clipping, is that of the run's hypercube.
     """
     cube, plurality = region.SHAPES[0], region.COMBINATIONS[0]
+    chosen = [(shape, plurality) for shape in region.SHAPES] + [(cube, way) for way in region.COMBINATIONS[1:]]
     found = {}
-    for shape, way in [(shape, plurality) for shape in region.SHAPES] + [
-        (cube, way) for way in region.COMBINATIONS[1:]
-    ]:
+    for shape, way in chosen:
         radius = s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim))
         found[f"{shape}-{way}"] = {"shape": shape, "combine": way, "radius": radius, "samples": s.samples}
     return found
@@ -263,21 +261,15 @@ def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSe
     return plane(s, model, x, attack.x_adv[row] if len(success) else x, name)
 
 
-def plane(
-    s: Settings,
-    model: nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
-    name: str,
-    *,
-    third: str | Tensor = "random",
-    size: int = 81,
-) -> Slice:
-    """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote."""
+def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **options: Any) -> Slice:
+    """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote.
+
+    `options` are those of `boundary.plane`: `third` and `size`.
+    """
     length = float((x_adv - x).square().mean().sqrt())
     reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
     generator = runtime.seeded(s.seed, "slice")
-    seen = boundary.plane(model, x, x_adv, reach=reach, third=third, size=size, generator=generator)
+    seen = boundary.plane(model, x, x_adv, reach=reach, generator=generator, **options)
     return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
 
 
@@ -299,14 +291,14 @@ def versions(
     They are the benign images among the first `limit` that the model classifies correctly (`right`, as `correct`
     returns it), and the first `limit` successes of every attack.
     """
-    found: dict[Keys, tuple[Tensor, Tensor]] = {}
+    found = {}
     for which, mask in right.items():
-        index = mask[:limit].nonzero().squeeze(1)
-        found[which, BENIGN] = index, images.x[index]
-        for name, attack in of_model(attacked, which).items():
-            index = attack.success.nonzero().squeeze(1)[:limit]
-            found[which, name] = index, attack.x_adv[index]
-    return {key: entry for key, entry in found.items() if len(entry[0])}
+        sets = {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
+        for name, (chosen, x) in {BENIGN: (mask[:limit], images.x), **sets}.items():
+            index = chosen.nonzero().squeeze(1)[:limit]
+            if len(index):
+                found[which, name] = index, x[index]
+    return found
 
 
 def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
