@@ -1,7 +1,5 @@
 """What the notebooks share: the attacks by name, the two trainings, which images are looked at. Plain functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nbsupport import attacks as kernels
@@ -27,11 +26,13 @@ _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
+Kernel = Callable[..., Attack]
 Keys = tuple[str, str]  # model and examples
 Networks = Mapping[str, nn.Module]
 Results = Mapping[Keys, Attack]
 Profiles = Mapping[str, Profile]  # of one model, by examples
 Positions = Mapping[str, Tensor]  # in the test set, alike
+Tensors = Mapping[Keys, Tensor]  # of both models
 
 # Training
 
@@ -60,16 +61,14 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     It is the last of those with the best validation accuracy, under PGD for the PGD-trained model.
     """
     scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
-    return {
-        model: int(history["epoch"][history[scores[model]] == history[scores[model]].max()].max())
-        for model, history in histories.items()
-    }
+    last_first = {model: history[::-1].set_index("epoch")[scores[model]] for model, history in histories.items()}
+    return {model: int(accuracy.index[accuracy.argmax()]) for model, accuracy in last_first.items()}
 
 
 # Attacks
 
 
-def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
+def attacks(s: Settings) -> dict[str, tuple[Kernel, int]]:
     """Return the attacks of method section 4 by the name of their examples: a kernel, and for how many images."""
     common: dict[str, Any] = {"precision": s.precision}
     search = {**common, "search_steps": s.search_steps, "steps": s.adam_steps}
@@ -92,12 +91,12 @@ def attacks(s: Settings) -> dict[str, tuple[Callable[..., Attack], int]]:
     }
 
 
-def shard(attack: Callable[..., Attack]) -> int | None:
+def shard(attack: Kernel) -> int | None:
     """Return how many images of `attack` to store at once: 32 where each brings many views; None: a batch of them."""
     return 32 if "views" in getattr(attack, "keywords", {}) else None
 
 
-def pgd(s: Settings, *, budget: float = 1.0) -> Callable[..., Attack]:
+def pgd(s: Settings, *, budget: float = 1.0) -> Kernel:
     """Return PGD as the run uses it, with its eps and its steps times `budget`."""
     options: dict[str, Any] = {"steps": s.pgd_steps, "restarts": s.pgd_restarts, "precision": s.precision}
     return partial(kernels.pgd_linf, eps=budget * s.eps, step_size=budget * s.pgd_step_size, **options)
@@ -171,25 +170,20 @@ def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet
     rows = []
     for (which, name), result in results.items():
         model, part = networks[which], images.first(min(len(result), _INDICATED))
-        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators"), **targets(s, model, part)}
+        aims = targets(s, model, part)
+        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators"), **aims}
         if name in ("FGSM", "PGD"):
             options["eps"] = float(eps[name])  # of others it is the size of a view, or there is none
         if name == "PGD":
-            options["by_eps"] = _other_budgets(s, model, part)
+            options["by_eps"] = {}
+            for budget in _BUDGETS:  # from the same random start as the run's
+                again: dict[str, Any] = {"generator": runtime.seeded(s.seed, "attack", name), **aims}
+                options["by_eps"][budget * s.eps] = pgd(s, budget=budget)(model, part.x, part.y, **again)
         if name in OPTMARGINS:
             options |= {"views": view_offsets(s, name, images.in_shape), "clip_views": name != "OPTMARGIN-authors"}
         signs = kernels.failure_indicators(model, part.x, part.y, result.take(slice(len(part))), **options)
         rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
     return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
-
-
-def _other_budgets(s: Settings, model: nn.Module, images: ImageSet) -> dict[float, Attack]:
-    found = {}
-    for budget in _BUDGETS:
-        generator = runtime.seeded(s.seed, "attack", "PGD")  # the same random start as the run's
-        chosen = targets(s, model, images)
-        found[budget * s.eps] = pgd(s, budget=budget)(model, images.x, images.y, generator=generator, **chosen)
-    return found
 
 
 def flips(s: Settings, networks: Networks, results: Results, images: ImageSet) -> dict[Keys, Stability]:
@@ -208,27 +202,25 @@ def view_offsets(s: Settings, name: str, in_shape: tuple[int, ...]) -> Tensor:
     return draw_views(in_shape, eps=s.view_eps, views=s.views, generator=generator)
 
 
-def demands(s: Settings, in_shape: tuple[int, ...]) -> list[tuple[str, float, str, Callable[..., Attack]]]:
+def demands(s: Settings, in_shape: tuple[int, ...]) -> list[tuple[str, float, str, Kernel]]:
     """Return OPTMARGIN (`ddn`) with growing demands: what grows, its value, a name, and the attack.
 
     Three curves run through the published demand: the number of views, their RMS ([0, 1] units), the confidence.
     """
     most = math.prod(in_shape) + 1
-    curves: dict[str, list[tuple[int, float, float]]] = {
-        "number of views": [
-            (count, s.view_eps, 0.0)
-            for count in sorted({min(count, most) for count in (1, s.views // 4 or 1, s.views, 2 * s.views)})
-        ],
-        "size of the views": [(s.views, share * s.view_eps, 0.0) for share in (0.5, 1.0, 1.5, 2.0)],
-        "confidence": [(s.views, s.view_eps, share * s.confidence) for share in (0.0, 0.05, 0.15, 0.4)],
-    }
+    counts = sorted({min(count, most) for count in (1, s.views // 4 or 1, s.views, 2 * s.views)})
+    curves: list[tuple[str, str, Sequence[float]]] = [
+        ("number of views", "views", counts),
+        ("size of the views", "eps", [share * s.view_eps for share in (0.5, 1.0, 1.5, 2.0)]),
+        ("confidence", "confidence", [share * s.confidence for share in (0.0, 0.05, 0.15, 0.4)]),
+    ]
     options: dict[str, Any] = {"solver": "ddn", "steps": s.ddn_steps, "precision": s.precision}
-    found: list[tuple[str, float, str, Callable[..., Attack]]] = []
-    for which, (curve, settings) in enumerate(curves.items()):
-        for views, size, confidence in settings:
-            name = f"views-{views}_size-{size:.4f}_confidence-{confidence:.4f}"
-            attack = partial(kernels.optmargin, views=views, eps=size, confidence=confidence, **options)
-            found.append((curve, (views, size, confidence)[which], name, attack))
+    found: list[tuple[str, float, str, Kernel]] = []
+    for curve, grows, values in curves:
+        for value in values:
+            demand: dict[str, Any] = {"views": s.views, "eps": s.view_eps, "confidence": 0.0, grows: value}
+            name = "views-{views}_size-{eps:.4f}_confidence-{confidence:.4f}".format(**demand)
+            found.append((curve, value, name, partial(kernels.optmargin, **demand, **options)))
     return found
 
 
@@ -248,12 +240,12 @@ def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
     Radii are such that the expected RMS of an offset, before clipping, is that of the run's hypercube.
     """
     cube, plurality = region.SHAPES[0], region.COMBINATIONS[0]
-    radii = {shape: s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim)) for shape in region.SHAPES}
     chosen = [(shape, plurality) for shape in region.SHAPES] + [(cube, way) for way in region.COMBINATIONS[1:]]
-    return {
-        f"{shape}-{way}": {"shape": shape, "combine": way, "radius": radii[shape], "samples": s.samples}
-        for shape, way in chosen
-    }
+    found = {}
+    for shape, way in chosen:
+        radius = s.radius * (region.unit_rms(cube, dim) / region.unit_rms(shape, dim))
+        found[f"{shape}-{way}"] = {"shape": shape, "combine": way, "radius": radius, "samples": s.samples}
+    return found
 
 
 def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSet, name: str) -> Slice:
@@ -269,21 +261,15 @@ def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSe
     return plane(s, model, x, attack.x_adv[row] if len(success) else x, name)
 
 
-def plane(
-    s: Settings,
-    model: nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
-    name: str,
-    *,
-    third: str | Tensor = "random",
-    size: int = 81,
-) -> Slice:
-    """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote."""
+def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **options: Any) -> Slice:
+    """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote.
+
+    `options` are those of `boundary.plane`: `third` and `size`.
+    """
     length = float((x_adv - x).square().mean().sqrt())
     reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
     generator = runtime.seeded(s.seed, "slice")
-    seen = boundary.plane(model, x, x_adv, reach=reach, third=third, size=size, generator=generator)
+    seen = boundary.plane(model, x, x_adv, reach=reach, generator=generator, **options)
     return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
 
 
@@ -305,14 +291,14 @@ def versions(
     They are the benign images among the first `limit` that the model classifies correctly (`right`, as `correct`
     returns it), and the first `limit` successes of every attack.
     """
-    found: dict[Keys, tuple[Tensor, Tensor]] = {}
+    found = {}
     for which, mask in right.items():
-        index = mask[:limit].nonzero().squeeze(1)
-        found[which, BENIGN] = index, images.x[index]
-        for name, attack in of_model(attacked, which).items():
-            index = attack.success.nonzero().squeeze(1)[:limit]
-            found[which, name] = index, attack.x_adv[index]
-    return {key: entry for key, entry in found.items() if len(entry[0])}
+        sets = {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
+        for name, (chosen, x) in {BENIGN: (mask[:limit], images.x), **sets}.items():
+            index = chosen.nonzero().squeeze(1)[:limit]
+            if len(index):
+                found[which, name] = index, x[index]
+    return found
 
 
 def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
@@ -332,11 +318,9 @@ def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> d
     return {}
 
 
-def ray_medians(profile: Profile) -> np.ndarray[Any, np.dtype[np.float64]]:
+def ray_medians(profile: Profile) -> NDArray[np.float64]:
     """Return the median distance (N,) of each image's rays, [0, 1] units; inf where half of them meet no boundary."""
-    medians: np.ndarray[Any, np.dtype[np.float64]] = np.median(
-        profile.distance.cpu().numpy().astype(np.float64), axis=1
-    )
+    medians: NDArray[np.float64] = np.median(profile.distance.cpu().double().numpy(), axis=1)
     return medians
 
 
@@ -424,10 +408,10 @@ def distorted(x: Tensor, lengths: Sequence[float], *, generator: torch.Generator
     x = x.cpu()
     noise = torch.randn(x.shape, generator=generator)
     signs = 2.0 * torch.randint(2, x.shape, generator=generator) - 1
-    height, width = x.shape[1:]
-    top, left = height // 2 - max(1, height // _SQUARE) // 2, width // 2 - max(1, width // _SQUARE) // 2
     square = torch.zeros_like(x)
-    square[:, top : top + max(1, height // _SQUARE), left : left + max(1, width // _SQUARE)] = 1
+    middle = [(length // 2 - max(1, length // _SQUARE) // 2, max(1, length // _SQUARE)) for length in x.shape[1:]]
+    rows, columns = (slice(first, first + count) for first, count in middle)
+    square[:, rows, columns] = 1
     kinds = {
         "random noise": noise,
         "random signs": signs,

@@ -4,16 +4,14 @@ Frames of images have the key columns model, examples, index. An empty cell (NaN
 beyond the last magnitude. Lengths are stated in the data set's own units: [0, 1] units times `pixel_max`.
 """
 
-from __future__ import annotations
-
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Keys, Results, by_model, of_model, ray_medians
+from nbsupport.suite import BENIGN, Keys, Results, Tensors, of_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -72,39 +70,32 @@ def attacked(results: Results, benign: Mapping[str, Tensor], y: Tensor, *, pixel
     """
     parts = []
     for model, right in benign.items():
-        parts.append(_rows(model, BENIGN, torch.arange(len(right)), y=y[: len(right)], correct=right))
-        for name, attack in by_model(results).get(model, {}).items():
-            entries = {"y": y[: len(attack)], "correct": attack.correct, "success": attack.success}
-            rms = pixel_max * attack.rms.double()
-            parts.append(_rows(model, name, torch.arange(len(attack)), **entries, rms=rms))
+        parts.append(_rows((model, BENIGN), y=y[: len(right)], correct=right))
+        for name, attack in of_model(results, model).items():
+            columns = {"correct": attack.correct, "success": attack.success, "rms": pixel_max * attack.rms.double()}
+            parts.append(_rows((model, name), y=y[: len(attack)], **columns))
     return _typed(pd.concat(parts, ignore_index=True))
 
 
-def voted(votes: Mapping[Keys, Vote], points: Mapping[Keys, Tensor], y: Tensor) -> pd.DataFrame:
+def voted(votes: Mapping[Keys, Vote], points: Tensors, y: Tensor) -> pd.DataFrame:
     """Return the point label and the vote of each image: the key, point, vote, votes_for_true, p_lower, abstain."""
     parts = []
-    for (model, name), vote in votes.items():
-        index = torch.arange(len(vote))
+    for key, vote in votes.items():
         for_true = vote.counts.gather(1, y[: len(vote), None])[:, 0]
         columns = {"vote": vote.label, "votes_for_true": for_true, "p_lower": vote.p_lower, "abstain": vote.abstain}
-        parts.append(_rows(model, name, index, point=points[model, name], **columns))
+        parts.append(_rows(key, point=points[key], **columns))
     return pd.concat(parts, ignore_index=True)
 
 
 def probed(
-    profiles: Mapping[Keys, Profile],
-    positions: Mapping[Keys, Tensor],
-    *,
-    radius: float,
-    num_classes: int,
-    pixel_max: float,
+    profiles: Mapping[Keys, Profile], positions: Tensors, *, radius: float, num_classes: int, pixel_max: float
 ) -> pd.DataFrame:
     """Return the rays of each image in numbers, from `median_distance` to `purity_3` in `IMAGES`.
 
     The line is the expected RMS of a point of the vote before clipping, radius / sqrt(3).
     """
     parts = []
-    for (model, name), profile in profiles.items():
+    for key, profile in profiles.items():
         columns: dict[str, Any] = {
             "median_distance": pixel_max * ray_medians(profile),
             "reached_share": profile.reached.double().mean(1),
@@ -112,12 +103,12 @@ def probed(
         }
         purities = purity(profile, num_classes=num_classes, top=3)
         columns |= {f"purity_{j + 1}": purities[:, j] for j in range(purities.shape[1])}
-        parts.append(_rows(model, name, positions[model, name], **columns))
+        parts.append(_rows(key, positions[key], **columns))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
 
 
 def scored(
-    detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Mapping[Keys, Tensor], part: Tensor
+    detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Tensors, part: Tensor
 ) -> pd.DataFrame:
     """Return each image's score by the detector of its attack (benign: by that of `all`), and which part it was in.
 
@@ -127,15 +118,17 @@ def scored(
     for (model, name), profile in profiles.items():
         judge = detectors.get((model, "all" if name == BENIGN else name))
         if judge is not None:
-            seen = np.where(part[positions[model, name]].numpy(), "training", "test")
-            rows = _rows(model, name, positions[model, name], detector_score=judge.score(profile))
-            parts.append(rows.assign(detector_part=seen))
+            at = positions[model, name]
+            seen = np.where(part[at].numpy(), "training", "test")
+            parts.append(_rows((model, name), at, detector_score=judge.score(profile), detector_part=seen))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
 
 
-def _rows(model: str, examples: str, index: Tensor, **columns: Any) -> pd.DataFrame:
+def _rows(key: Keys, index: Tensor | None = None, **columns: Any) -> pd.DataFrame:
+    """Return the rows of one set of examples; `index` None: of the first images."""
     named = {name: values.cpu().numpy() if isinstance(values, Tensor) else values for name, values in columns.items()}
-    return pd.DataFrame({"model": model, "examples": examples, "index": index.numpy(), **named})
+    at = np.arange(len(next(iter(named.values())))) if index is None else index.numpy()
+    return pd.DataFrame({"model": key[0], "examples": key[1], "index": at, **named})
 
 
 def images(first: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
@@ -182,10 +175,9 @@ def accuracy(
     `schedules` says how each model was trained.
     """
     rows = []
-    for model, result in results.items():
-        rates = share(result.correct), share(result.correct & ~result.success)
-        said = (pixel_max * eps, steps, schedules[model])
-        rows.append((model, len(result), *_cells(rates[0]), *_cells(rates[1]), *said))
+    for model, one in results.items():
+        rates = _cells(share(one.correct), share(one.correct & ~one.success))
+        rows.append((model, len(one), *rates, pixel_max * eps, steps, schedules[model]))
     return pd.DataFrame(rows, columns=[*TRAINING])
 
 
@@ -204,12 +196,11 @@ def attacks(
         result, settings, right = results[model, name], known[name], part[part.correct]
         rms = right.rms[right.success].to_numpy(float)
         budget = settings["confidence"] if math.isnan(settings["eps"]) else pixel_max * settings["eps"]
-        counts = (len(right), len(part) - len(right))
-        success = _cells(wilson(int(right.success.sum()), len(right)))
+        counts = (len(right), len(part) - len(right), *_cells(share(right.success)))
         passes = (_mean(spent[result.correct]) for spent in (result.forwards, result.backwards))
         lengths = (_mean(rms), float(np.median(rms)) if rms.size else math.nan)
         said = (settings["solver"], settings["variant"], budget)
-        rows.append((model, name, *said, *counts, *success, *lengths, *passes, seconds[model, name]))
+        rows.append((model, name, *said, *counts, *lengths, *passes, seconds[model, name]))
     return pd.DataFrame(rows, columns=[*ATTACKS])
 
 
@@ -223,19 +214,13 @@ def region(images: pd.DataFrame, *, radius: float, samples: int, pixel_max: floa
     rows = []
     for (model, name), part in _sets(images[images.vote.notna()]):
         counted = part if name == BENIGN else part[part.correct]
-        rate = wilson(int((counted.vote == counted.y).sum()), len(counted))
-        point = _mean(counted.point == counted.y)
-        rows.append((model, name, rate.n, point, *_cells(rate), pixel_max * radius, samples))
+        rates = (_mean(counted.point == counted.y), *_cells(share(counted.vote == counted.y)))
+        rows.append((model, name, len(counted), *rates, pixel_max * radius, samples))
     return pd.DataFrame(rows, columns=[*REGION])
 
 
 def other_regions(
-    variants: Mapping[str, Mapping[str, Any]],
-    labels: Mapping[tuple[str, str], Tensor],
-    y: Tensor,
-    counted: Tensor,
-    *,
-    pixel_max: float,
+    variants: Mapping[str, Mapping[str, Any]], labels: Tensors, y: Tensor, counted: Tensor, *, pixel_max: float
 ) -> pd.DataFrame:
     """Return region_other.csv: one row a variant (as `suite.region_variants`), the accuracy on every set of examples.
 
@@ -244,9 +229,9 @@ def other_regions(
     """
     rows, names = [], list(dict.fromkeys(examples for _, examples in labels))
     for variant, settings in variants.items():
-        rates = [_cells(share((labels[variant, name] == y)[counted])) for name in names]
+        rates = _cells(*(share((labels[variant, name] == y)[counted]) for name in names))
         said = (settings["shape"], settings["combine"], pixel_max * settings["radius"], int(counted.sum()))
-        rows.append((*said, *(value for cells in rates for value in cells)))
+        rows.append((*said, *rates))
     ends = _with_interval(*(f"{name}_accuracy" for name in names))
     return pd.DataFrame(rows, columns=["shape", "combine", "radius", "n", *ends])
 
@@ -278,8 +263,7 @@ def detector(detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[st
         for tested_on, adversarial in unseen[model].items():
             if tested_on != BENIGN:
                 rates = judge.rates(benign, adversarial)
-                three = (rates.false_positive_rate, rates.false_negative_rate, rates.auc)
-                cells = (value for rate in three for value in _cells(rate))
+                cells = _cells(rates.false_positive_rate, rates.false_negative_rate, rates.auc)
                 rows.append((model, trained_on, tested_on, len(benign), len(adversarial), *cells))
     return pd.DataFrame(rows, columns=[*DETECTOR])
 
@@ -302,8 +286,7 @@ def nearest(results: Results, *, pixel_max: float) -> pd.DataFrame:
     `mean_rms` is the mean of that least RMS.
     """
     rows = []
-    for model in dict.fromkeys(model for model, _ in results):
-        sets = of_model(results, model)
+    for model, sets in {model: of_model(results, model) for model, _ in results}.items():
         common = slice(min(map(len, sets.values())))
         firsts = {name: attack.take(common) for name, attack in sets.items()}
         best = best_of(list(firsts.values()))
@@ -371,11 +354,11 @@ def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:
     return [((str(key[0]), str(key[1])), part) for key, part in images.groupby(KEY[:2], sort=False)]
 
 
-def _cells(rate: Rate) -> tuple[float, float, float]:
-    return rate.value, rate.low, rate.high
+def _cells(*rates: Rate) -> list[float]:
+    return [value for rate in rates for value in (rate.value, rate.low, rate.high)]
 
 
-def _mean(values: Tensor | pd.Series[Any] | NDArray[Any]) -> float:
+def _mean(values: Tensor | ArrayLike) -> float:
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return float(array.mean(dtype=np.float64)) if array.size else math.nan
 
@@ -383,7 +366,7 @@ def _mean(values: Tensor | pd.Series[Any] | NDArray[Any]) -> float:
 # For the reader
 
 
-def share(answers: Tensor) -> Rate:
+def share(answers: Tensor | pd.Series) -> Rate:
     """Return the share of the `answers` (n,) bool that are true, with Wilson's 95 % interval."""
     return wilson(int(answers.sum()), len(answers))
 
@@ -417,9 +400,9 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
     shown = pd.DataFrame(text, columns=list(text))
     if by is not None:
         keys = [name for name in text if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
-        order = list(dict.fromkeys(zip(*(shown[key] for key in keys), strict=True)))
+        order = shown.set_index(keys).index.unique()
         shown = shown.pivot(index=keys, columns=by, values=[name for name in text if name not in (*keys, by)])
-        shown = shown.loc[order if len(keys) > 1 else [key for (key,) in order]].fillna("")
+        shown = shown.loc[order].fillna("")
     style = shown.style.set_table_styles([{"selector": "td, th", "props": "text-align: right; white-space: nowrap"}])
     return style if by is not None else style.hide(axis="index")
 
@@ -441,7 +424,6 @@ def _texts(frame: pd.DataFrame, name: str) -> list[str]:
 
 def _interval_columns(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Return which columns are the ends of the interval of which other column, which stands before them."""
-    names = [str(name) for name in frame]
-    lows = [name for name in names if name == "low" or name.endswith("_low")]
-    ends = {names[names.index(low) - 1]: (low, low.removesuffix("low") + "high") for low in lows}
-    return {value: pair for value, pair in ends.items() if pair[1] in names}
+    beside = [pair for pair in itertools.pairwise(map(str, frame)) if f"_{pair[1]}".endswith("_low")]
+    ends = {value: (low, low.removesuffix("low") + "high") for value, low in beside}
+    return {value: pair for value, pair in ends.items() if pair[1] in frame}
