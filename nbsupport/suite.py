@@ -62,7 +62,7 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     """
     scores = {"normal": "benign_accuracy", "pgd": "pgd_accuracy"}
     last_first = {model: history[::-1].set_index("epoch")[scores[model]] for model, history in histories.items()}
-    return {model: int(accuracy.index[accuracy.argmax()]) for model, accuracy in last_first.items()}
+    return {model: int(accuracy.index[int(accuracy.argmax())]) for model, accuracy in last_first.items()}
 
 
 # Attacks

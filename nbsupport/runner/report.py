@@ -1,5 +1,7 @@
 """A run told in text: how far its stages have come, also while they run, what came out of it, and its tables."""
 
+from __future__ import annotations
+
 import math
 import os
 import shlex
@@ -11,19 +13,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pandas as pd
 from tqdm import tqdm
 
 from nbsupport import files
 from nbsupport.store import STAGES, Run, journal, manifest
 
+if TYPE_CHECKING:  # pandas is loaded where tables are told: `nbsupport --help` answers without it
+    import pandas as pd
+
 Echo = Callable[[str], None]
 WIDTH = 120
 MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made of
 LEGEND = """\
-n: images attacked, all right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS, and
+n: images attacked: right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS and
 distance to the boundary, in the data's pixel units. The vote: region classification. Empty: not measured."""
 CLAIMS = {
     1: "OPTMARGIN's success is high",
@@ -213,6 +217,8 @@ def frame_text(frame: pd.DataFrame) -> str:
     A wide frame goes into blocks one below the other, each with the columns that name the rows: the first ones, up to
     the first of floats. Longer lines wrap.
     """
+    import pandas as pd
+
     if frame.empty:
         return "no rows"
     numbers, floats = frame.select_dtypes("number"), frame.select_dtypes("float")
@@ -229,11 +235,13 @@ def frame_text(frame: pd.DataFrame) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float) and not math.isnan(value):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if pd.isna(value) else str(value)  # not measured
+    return "" if value is None or value != value else str(value)  # not measured
 
 
 def _attacks(frames: Mapping[str, Any]) -> list[str]:
     """Return the main table: a row for each model's benign images and attacks, from three tables."""
+    import pandas as pd
+
     parts = [frames[name] for name in MAIN if name in frames]
     if not parts:
         return []

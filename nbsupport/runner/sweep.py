@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from nbsupport import checks, files, runner
@@ -91,6 +90,8 @@ def combine(points: Sequence[Point], target: Path) -> list[Path]:
     Its first columns are what the grid varies; a name that the table has itself becomes `parameter_<name>`.
     `runs.csv` lists all runs with their folder and their error, empty for those that succeeded.
     """
+    import pandas as pd
+
     tables: dict[str, list[pd.DataFrame]] = {}
     for point in points:
         for name in () if point.error else report.stored(point.job.run_dir, ".csv"):
