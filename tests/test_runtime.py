@@ -144,3 +144,13 @@ def test_rows_become_images_without_a_copy(channels, wanted):
         assert images.stride() == runtime.laid_out(model, given).stride()
     picked = runtime.as_images(model, runtime.as_rows(model, x)[[4, 1, 1]], (channels, 4, 5))
     assert picked.equal(x[[4, 1, 1]])
+
+
+def test_logits_and_classes_come_in_the_order_of_the_images_whatever_the_batch():
+    model, x = small_model(), torch.rand(7, 1, 4, 4)
+    model[-1] = nn.Linear(8, 2)
+    model.batch_rows = {"cpu": 3}
+    z = runtime.logits(model, x)
+    assert not z.requires_grad
+    torch.testing.assert_close(z, model.eval()(x).detach())
+    assert runtime.predict(model, x).tolist() == z.argmax(1).tolist()
