@@ -62,6 +62,23 @@ def test_importing_the_package_loads_neither_torch_nor_jupyter():
     assert done.stdout.split() == []
 
 
+def test_no_import_needs_posix():
+    names = ("bench", "cli", "runner.sweep", "suite", "tables", "claims", "store", "widgets")
+    code = """
+import builtins, importlib, sys
+real = builtins.__import__
+def portable(name, variables=None, *args, **options):
+    if name in ("fcntl", "pwd", "grp", "resource", "termios") and "nbsupport" in (variables or {}).get("__name__", ""):
+        raise ImportError(f"{name} is not on Windows")
+    return real(name, variables, *args, **options)
+builtins.__import__ = portable
+for name in sys.argv[1:]:
+    importlib.import_module(f"nbsupport.{name}")
+"""
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_kernels_import_without_jupyter():
     names = "attacks boundary region detector models train data bench"
     names += " files cli store runner suite tables claims"  # and all else that `nbsupport bench` loads

@@ -6,7 +6,6 @@ import inspect
 import math
 import os
 import platform
-import resource
 import sys
 import time
 from collections import Counter
@@ -333,6 +332,12 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if peak := _proc("self/status", "VmHWM:"):
         return int(peak.split()[0]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
