@@ -15,6 +15,11 @@ _CALIBRATION_POINTS = 512
 _SAFETY = 2.0  # on the largest error seen at the calibration points
 
 
+def margins(z: Tensor, label: Tensor) -> Tensor:
+    """Return Z_label - max of the others (R,) for logits `z` (R, L) and classes `label` (R,)."""
+    return z.gather(1, label[:, None]).squeeze(1) - z.scatter(1, label[:, None], -torch.inf).amax(1)
+
+
 class Labeller:
     """The class of clip(x[image] + scale * offsets[point]) for any rows of (image, point, scale).
 
@@ -53,31 +58,41 @@ class Labeller:
         self._broken = torch.zeros((), dtype=torch.int64, device=self.device)  # logits that are not finite, so far
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.num_classes = self._logits(first, first, first.float()).shape[1]
-        self._require_finite()
+        self.require_finite()
         self.bound = self._measured_bound(reach) if precision == "mixed" else None
 
     def __call__(self, image: Tensor, point: Tensor, scale: Tensor) -> Tensor:
         """Return the classes (R,) int64 of the rows `image` (R,) int64, `point` (R,) or (R, P) int64, `scale` alike."""
-        labels = torch.empty(image.numel(), dtype=torch.int64, device=self.device)
-        every = torch.arange(image.numel(), device=self.device)
-        unsure = every
-        if self.bound is not None:
-            margin = torch.empty(image.numel(), device=self.device)
-            for part in self._parts(every):
-                z = self._logits(image[part], point[part], scale[part], reduced=True)
-                top, classes = z.topk(2)
-                labels[part], margin[part] = classes[:, 0], top[:, 0] - top[:, 1]
-            unsure = (margin <= self.bound).nonzero().squeeze(1)
-        for part in self._parts(unsure):
-            labels[part] = self._logits(image[part], point[part], scale[part]).argmax(1)
-        self._require_finite()
+        labels, _ = self.look(image, point, scale)
+        self.require_finite()
         return labels
+
+    def look(self, image: Tensor, point: Tensor, scale: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the classes (R,) int64 of the same rows, and the margins (R,) of the classes `own` (R,).
+
+        The margin is Z_own - max_{j != own} Z_j; `own` None: of the class found. In mixed precision margins are
+        bfloat16's where the two largest logits lie further apart than the bound, and float32's elsewhere. The caller
+        asks `require_finite` before it hands out what it made of them.
+        """
+        labels = torch.empty(image.numel(), dtype=torch.int64, device=self.device)
+        lead, margin = torch.empty(2, image.numel(), device=self.device)
+        reduced, rows = self.bound is not None, torch.arange(image.numel(), device=self.device)
+        while True:
+            for part in self._parts(rows):
+                z = self._logits(image[part], point[part], scale[part], reduced=reduced)
+                labels[part] = found = z.argmax(1)
+                lead[part] = margins(z, found)
+                margin[part] = lead[part] if own is None else margins(z, own[part])
+            if not reduced:
+                break
+            reduced, rows = False, (lead <= self.bound).nonzero().squeeze(1)
+        return labels, margin
 
     def logits(self, image: Tensor, point: Tensor, scale: Tensor) -> Tensor:
         """Return the logits (R, L) of the same rows, in float32 whatever `precision` is."""
         every = torch.arange(len(image), device=self.device)
         z = torch.cat([self._logits(image[part], point[part], scale[part]) for part in self._parts(every)])
-        self._require_finite()
+        self.require_finite()
         return z
 
     def centers(self) -> Tensor:
@@ -88,8 +103,8 @@ class Labeller:
     def _parts(self, index: Tensor) -> Iterator[Tensor]:
         return (index[start : start + self.rows] for start in range(0, len(index), self.rows))
 
-    def _require_finite(self) -> None:
-        """Raise ValueError if a logit was not finite: the one look of a call, since each makes the host wait."""
+    def require_finite(self) -> None:
+        """Raise ValueError if a logit was not finite: a look that makes the host wait."""
         checks.finite_logits(int(self._broken))
 
     @torch.inference_mode()
@@ -118,5 +133,5 @@ class Labeller:
             rows = image[part], point[part], scale[part]
             error = self._logits(*rows, reduced=True) - self._logits(*rows)
             spread = torch.maximum(spread, (error.amax(1) - error.amin(1)).max())
-        self._require_finite()
+        self.require_finite()
         return _SAFETY * float(spread)

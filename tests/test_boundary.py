@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -55,56 +55,22 @@ class Strip(nn.Module):
         return torch.stack((1 - inside, inside), 1)
 
 
-def positions(search: str, stride: int, near: bool, count: int, differs: list[bool]) -> Iterator[int]:
-    """Visit the grid for one ray as the definition of each search says; the last position yielded is the answer."""
-    if search == "scan":
-        for at in range(count):
-            yield at
-            if differs[at]:
-                yield at
-                return
-        yield count
-        return
-    low, high = -1, count
-    while high == count and low < count - 1:
-        at = min(low + (1 if near and low + 1 < stride else stride), count - 1)
-        low, high = (low, at) if differs[at] else (at, high)
-        yield at
-    while high < count and high - low > 1:
-        at = (low + high) // 2
-        low, high = (low, at) if differs[at] else (at, high)
-        yield at
-    yield high
-
-
-def is_near(model: nn.Module, image: Tensor, reach: float) -> bool:
-    """Whether the linearised boundary is nearer than `reach` in one random direction of six."""
-    image = image[None].clone().requires_grad_()
-    first, second = model(image)[0].topk(2).values
-    (first - second).backward()
-    assert image.grad is not None
-    return bool((first - second) / image.grad.norm() <= reach)
-
-
-def walk(
-    model: nn.Module, x: Tensor, d: Tensor, grid: Sequence[float], search: str, stride: int
-) -> tuple[Profile, int]:
+def walk(model: nn.Module, x: Tensor, d: Tensor, grid: Sequence[float]) -> tuple[Profile, int]:
     """One image, one direction, one magnitude after the other. Returns the profile and the forwards of the rays."""
     model.eval()
     forwards = 0
     center = torch.tensor([int(model(image[None]).argmax()) for image in x])
     distance = torch.full((len(x), len(d)), math.inf)
     adjacent = torch.full((len(x), len(d)), -1)
-    reach = max(t for t in grid[:stride]) * float(d.square().mean(1).sqrt().max())
     for i, image in enumerate(x):
-        near = is_near(model, image, reach)
         for k, direction in enumerate(d):
-            ray = [(image + t * direction.view_as(image)).clamp(0, 1)[None] for t in torch.tensor(grid)]
-            classes = [int(model(point).argmax()) for point in ray]
-            visited = list(positions(search, stride, near, len(grid), [c != center[i] for c in classes]))
-            forwards += len(visited) - 1
-            if visited[-1] < len(grid):
-                distance[i, k], adjacent[i, k] = grid[visited[-1]], classes[visited[-1]]
+            for t in grid:
+                point = (image + torch.tensor(t) * direction.view_as(image)).clamp(0, 1)
+                found = int(model(point[None]).argmax())
+                forwards += 1
+                if found != center[i]:
+                    distance[i, k], adjacent[i, k] = t, found
+                    break
     return Profile(center, distance, adjacent, adjacent >= 0), forwards
 
 
@@ -164,22 +130,82 @@ def test_directions_refuse(dim: int, count: int, message: str) -> None:
 # ---------------------------------------------------------------------------------------------- probe
 
 
-@pytest.mark.parametrize(
-    ("search", "stride"), [("scan", 8), ("bracket", 1), ("bracket", 3), ("bracket", 8), ("bracket", 100)]
-)
-def test_probe_equals_the_slow_walk_with_as_many_forwards(
-    rugged: tuple[Tensor, Tensor], search: str, stride: int
-) -> None:
+def test_the_scan_equals_the_slow_walk_with_as_many_forwards(rugged: tuple[Tensor, Tensor]) -> None:
     model = Conv()
-    expected, forwards = walk(model, *rugged, GRID, search, stride)
+    expected, forwards = walk(model, *rugged, GRID)
     assert 0.05 < expected.reached.float().mean() < 0.999
     assert expected.adjacent.unique().numel() > 3
     model.largest = model.forwards = 0
-    found = boundary.probe(model, *rugged, GRID, search=search, stride=stride)
-    assert_same(found, expected)
+    assert_same(boundary.probe(model, *rugged, GRID, search="scan"), expected)
     assert model.largest == 8
-    looks = 1 if search == "scan" or stride == 1 else 2  # at the images: their classes, and whether a boundary is near
-    assert model.forwards == forwards + looks * len(rugged[0]) + 1  # and one at the shape of the logits
+    assert model.forwards == forwards + len(rugged[0]) + 1  # the images themselves, and one for the number of logits
+
+
+@pytest.mark.parametrize("stride", [3, 8, 32, 1000])
+def test_bracket_is_the_scan_in_fewer_looks(rugged: tuple[Tensor, Tensor], stride: int) -> None:
+    model = Conv()
+    scan = boundary.probe(model, *rugged, GRID, search="scan")
+    scanned, model.forwards = model.forwards, 0
+    assert_same(boundary.probe(model, *rugged, GRID, stride=stride), scan)
+    assert model.largest == 8
+    assert model.forwards < 0.6 * scanned
+
+
+class Zigzag(nn.Module):
+    """The margin of class 0 is a broken line of the first pixel, of slope `slope` or minus it everywhere."""
+
+    def __init__(self, turns: Sequence[float], start: float, slope: float = 3.0) -> None:
+        super().__init__()
+        self.turns, self.start, self.slope = turns, start, slope
+        self.forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        v = x.flatten(1)[:, 0]
+        margin, sign, before = torch.full_like(v, self.start), -1.0, 0.0
+        for turn in [*self.turns, math.inf]:
+            margin = margin + sign * self.slope * (v.clamp(before, turn) - before)
+            sign, before = -sign, turn
+        return torch.stack((margin, torch.zeros_like(v)), 1)
+
+
+def test_no_class_hides_where_the_margin_is_as_steep_as_at_the_image() -> None:
+    grid = [0.005 * (i + 1) for i in range(199)]
+    x, d = torch.zeros(1, 1, 1, 1), torch.ones(1, 1)
+    looks = scanned = reached = 0
+    for seed in range(60):
+        turns = torch.rand(8, generator=generator(seed)).sort().values.tolist()
+        model = Zigzag(turns, start=0.3 + 0.01 * seed)
+        scan = boundary.probe(model, x, d, grid, search="scan")
+        scanned, model.forwards = scanned + model.forwards, 0
+        assert_same(boundary.probe(model, x, d, grid), scan)
+        looks += model.forwards
+        reached += int(scan.reached)
+    assert 10 < reached < 50
+    assert looks < scanned / 5
+
+
+@pytest.mark.parametrize("offset", [0.2, 0.5, 1.5])
+def test_a_flat_boundary_is_found_in_a_few_looks(offset: float) -> None:
+    model = HalfSpace(torch.ones(1), offset)
+    counted = Counted(model)
+    grid = torch.arange(1, 100, dtype=torch.float64) / 100 - 0.005
+    found = boundary.probe(counted, torch.zeros(1, 1, 1, 1), torch.ones(1, 1), grid)
+    assert found.distance.item() == (pytest.approx(offset + 0.005) if offset < 1 else math.inf)
+    assert counted.forwards <= 9  # the shape of the logits, the image, the two of its pace, and five looks
+
+
+class Counted(nn.Module):
+    """A model that counts its rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        logits: Tensor = self.model(x)
+        return logits
 
 
 def test_stride_of_one_is_the_scan(rugged: tuple[Tensor, Tensor]) -> None:
@@ -260,34 +286,13 @@ def test_pixels_are_clipped_on_the_way() -> None:
     assert fine.distance[0].tolist() == pytest.approx([0.42], abs=2e-6)
 
 
-def test_a_ray_that_re_enters_within_a_stride_is_where_bracket_may_differ() -> None:
+def test_a_class_that_no_margin_announces_is_missed() -> None:
     x, d = torch.zeros(1, 1, 1, 1), torch.ones(1, 1)
     grid = [0.1 * (i + 1) for i in range(8)]
-    strip = Strip(0.25, 0.35)  # only .3 lies inside
+    strip = Strip(0.25, 0.35)  # only .3 lies inside, and the logits do not change before
     assert boundary.probe(strip, x, d, grid, search="scan").distance.item() == pytest.approx(0.3)
     assert not boundary.probe(strip, x, d, grid, search="bracket").reached.item()
-    assert boundary.probe(strip, x, d, grid, stride=3).distance.item() == pytest.approx(0.3)
-
-
-class Sliver(nn.Module):
-    """Class 1 where the first pixel lies between `low` and `high`, with the gradient of a parabola."""
-
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = x.flatten(1)[:, :1]
-        return torch.cat((torch.zeros_like(v), (v - self.low) * (self.high - v)), 1)
-
-
-def test_the_first_stride_is_visited_in_full_beside_a_boundary() -> None:
-    x, d = torch.zeros(1, 1, 1, 1), torch.ones(1, 1)
-    grid = [0.1 * (i + 1) for i in range(10)]
-    beside, beyond = Sliver(0.15, 0.25), Sliver(0.85, 0.95)  # only .2, or only .9, lies inside
-    assert boundary.probe(beside, x, d, grid, stride=5).distance.item() == pytest.approx(0.2)
-    assert not boundary.probe(beyond, x, d, grid, stride=5).reached.item()  # the second stride is not
-    assert boundary.probe(beyond, x, d, grid, search="scan").distance.item() == pytest.approx(0.9)
+    assert boundary.probe(strip, x, d, grid, stride=1).distance.item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-30])
@@ -307,6 +312,14 @@ def test_refine_keeps_the_bracket(rugged: tuple[Tensor, Tensor], tolerance: floa
     if tolerance > 1e-5:  # below, float32 decides on which side of the boundary the point lies
         assert torch.equal(classes, fine.adjacent[fine.reached])
     assert bool((fine.adjacent[fine.reached] != fine.center[image]).all())
+
+
+def test_refine_takes_few_looks(rugged: tuple[Tensor, Tensor]) -> None:
+    model = Conv()
+    coarse = boundary.probe(model, *rugged, GRID)
+    marched, model.forwards = model.forwards, 0
+    boundary.probe(model, *rugged, GRID, search="refine", tolerance=1e-5)
+    assert model.forwards - marched < 5 * int(coarse.reached.sum())  # bisection takes 11 for each
 
 
 @pytest.mark.parametrize(

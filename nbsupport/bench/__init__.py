@@ -31,7 +31,7 @@ PARTS = {"all": ("attacks", "boundary", "region")}
 MEMORY_COUNTS = (64, 1000)  # images attacked
 UNPROJECTED = ("3.3.4",)  # Foolbox's releases whose L2FMNAttack.project scales by norms / norms, which is 1
 _TUNED = "tuned: handed the model with constant weights in channels-last order, which their users would have to know of"
-_STRIDE, _TOLERANCE = 8, 1e-4  # of the searches along a ray
+_LOOKS, _FINE_LOOKS = 6, 3  # along a ray, about: on the grid, and below it
 
 
 @dataclass
@@ -257,9 +257,6 @@ def searches(subject: Subject, narrator: Narrator) -> list[Case]:
     """
     grid = subject.settings.magnitudes
     directions = suite.directions(subject.settings, tuple(subject.x.shape[1:]))
-    first = _STRIDE - 1  # visited in full beside a boundary
-    bracket = first + math.ceil(len(grid) / _STRIDE) + math.ceil(math.log2(_STRIDE))
-    refine = bracket + max(1, math.ceil(math.log2(grid[0] / _TOLERANCE)))
 
     def scan(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         return published.scan(model, x, directions, grid[:steps])
@@ -272,9 +269,9 @@ def searches(subject: Subject, narrator: Narrator) -> list[Case]:
     return [
         Case("scan, one image at a time", scan, m, m * rays),
         Case("scan", pooled, m, m * rays, {"search": "scan"}),
-        Case("bracket", pooled, m, bracket * rays, {"search": "bracket"}),
-        Case("bracket, mixed", pooled, m, bracket * rays, {"search": "bracket", "precision": "mixed"}),
-        Case("refine", pooled, m, refine * rays, {"search": "refine"}),
+        Case("bracket", pooled, m, _LOOKS * rays, {"search": "bracket"}),
+        Case("bracket, mixed", pooled, m, _LOOKS * rays, {"search": "bracket", "precision": "mixed"}),
+        Case("refine", pooled, m, (_LOOKS + _FINE_LOOKS) * rays, {"search": "refine"}),
     ]
 
 
