@@ -16,7 +16,7 @@ class Jobs(Protocol):
     def start(self, index: Tensor) -> State:
         """Return the initial state of the jobs `index` (rows,) int64."""
 
-    def step(self, state: State) -> None:
+    def step(self, state: State) -> object:
         """Advance every row of `state` by one step, in place; rows already done must keep their result."""
 
     def done(self, state: State) -> Tensor:

@@ -469,3 +469,31 @@ def test_profiles_are_taken_and_joined() -> None:
     assert given.take(torch.tensor([2, 0])).adjacent.tolist() == [[-1, -1], [1, -1]]
     assert given.take(torch.tensor([True, False, True])).reached.tolist() == [[True, False], [False, False]]
     assert_same(Profile.cat([given.take(torch.tensor([0])), given.take(torch.tensor([1, 2]))]), given)
+
+
+# ---------------------------------------------------------------------------------------------- trace
+
+
+def test_a_trace_is_what_bracket_looks_at() -> None:
+    grid = [0.005 * (i + 1) for i in range(199)]
+    x, d = torch.zeros(1, 1, 1, 1), torch.ones(1, 1)
+    model = Zigzag([0.2, 0.3, 0.7], start=0.9)  # the margin: .9, down to .3, up to .6, down to 0 at .5
+    model.forwards = 0
+    boundary.probe(model, x, d, grid)
+    probed, found = model.forwards, boundary.trace(model, x, d, grid)
+    assert found.magnitude.tolist() == pytest.approx([0, *grid])
+    expected = [0.9 - 3 * t if t < 0.2 else 3 * t - 0.3 if t < 0.3 else 1.5 - 3 * t for t in (0, *grid)]
+    assert found.margin[: len(grid) // 2].tolist() == pytest.approx(expected[: len(grid) // 2], abs=1e-5)
+    assert found.looked[0] == 0
+    assert len(found.looked) - 1 == probed - 4  # the shape of the logits, the image, and the two of its pace
+    boundary_at = next(i for i, t in enumerate((0, *grid)) if t > 0.5)
+    assert {boundary_at - 1, boundary_at} <= set(found.looked.tolist())
+
+
+def test_a_trace_refuses_what_the_probe_refuses() -> None:
+    with pytest.raises(ValueError, match="expected magnitudes finite, above 0 and ascending"):
+        boundary.trace(Conv(), torch.rand(1, 3, 4, 5), torch.ones(1, 60), [0.2, 0.1])
+    with pytest.raises(ValueError, match=r"expected one image, got 2"):
+        boundary.trace(Conv(), torch.rand(2, 3, 4, 5), torch.ones(1, 60), [0.1])
+    with pytest.raises(ValueError, match=r"expected one direction, got 2"):
+        boundary.trace(Conv(), torch.rand(1, 3, 4, 5), torch.ones(2, 60), [0.1])

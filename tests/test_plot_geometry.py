@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nbsupport import intervals, plots
+from nbsupport.boundary import Trace
 
 CELLS = {
     "normal": {"OPTMARGIN": torch.tensor([[1, 3], [0, 2], [4, 4]]), "benign": torch.tensor([[0, 0], [1, 0]])},
@@ -46,3 +47,21 @@ def test_a_set_without_images_has_its_row(by_name: dict[str, np.ndarray]) -> Non
 def test_triple_cells_refuses(cells: dict[str, dict[str, list[int]]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plots.triple_cells(cells)
+
+
+def test_margins_and_looks_are_drawn_in_the_data_set_s_units() -> None:
+    t, margin = torch.tensor([0.0, 0.1, 0.2, 0.3]), torch.tensor([2.0, 1.0, 0.5, -1.0])
+    fig = plots.margins({"benign": Trace(t, margin, torch.tensor([0, 2, 3]))}, pixel_max=255)
+    (ax,) = fig.axes
+    _, everywhere, looked = ax.lines
+    assert list(everywhere.get_xdata()) == pytest.approx([0, 25.5, 51, 76.5])
+    assert list(everywhere.get_ydata()) == [2, 1, 0.5, -1]
+    assert list(looked.get_xdata()) == pytest.approx([0, 51, 76.5])
+    assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
+    assert ax.get_title() == "benign: 2 looks"
+    fig.savefig(io.BytesIO())
+
+
+def test_margins_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="expected at least one entry in traces, got none"):
+        plots.margins({})

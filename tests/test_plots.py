@@ -21,7 +21,7 @@ from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
 from nbsupport import intervals, plots
-from nbsupport.boundary import Profile, Slice
+from nbsupport.boundary import Profile, Slice, Trace
 from nbsupport.plots import schematic, style
 from nbsupport.plots.style import PALETTE
 
@@ -39,6 +39,7 @@ DISTANCES = {
     "normal": {"benign": DISTANCE, "FGSM": DISTANCE / 2},
     "pgd": {"benign": DISTANCE, "PGD": torch.empty(0, 20)},
 }
+GRID = torch.linspace(0, 1, 21)
 PURITY = torch.from_numpy(np.sort(RNG.uniform(0.3, 1.0, (12, 3)), axis=1))
 ADJACENT = torch.where(DISTANCE[:1].isfinite(), torch.arange(20)[None] % 3 + 4, -1)
 INSTANCE = Profile(torch.tensor([3]), DISTANCE[:1], ADJACENT, DISTANCE[:1].isfinite())
@@ -177,6 +178,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "region_accuracy": lambda: plots.region_accuracy(region_table()),
     "distance_curves": lambda: plots.distance_curves(DISTANCES, last=0.6, bootstrap=20, pixel_max=255),
     "distance_curves_one": lambda: plots.distance_curves({"normal": DISTANCES["normal"]}, last=0.6),
+    "margins": lambda: plots.margins(
+        {name: Trace(GRID, 1 - GRID / 0.6, torch.tensor([0, 19, 14, 13])) for name in ("benign", "OPTMARGIN")}
+    ),
     "purity_curves": lambda: plots.purity_curves(
         {"normal": {"benign": PURITY, "errors": PURITY[:0], "FGSM": PURITY[:1]}}
     ),

@@ -96,10 +96,9 @@ def probe(
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         rays, pace = Rays(label, len(directions), label.centers()), None
-        stride = 1 if search == "scan" else min(stride, len(positions))
         if search != "scan":
-            pace = paces(model, x, rays.center, directions, float(positions[max(stride // _HELD, 1) - 1]))
-        march = March(rays, positions, stride=stride, pace=pace)
+            pace = paces(model, x, rays.center, directions, stride, positions)
+        march = March(rays, positions, stride=1 if search == "scan" else stride, pace=pace)
         drain(march, rays.count, slots=rays.slots, every=1, device=device)
         reached = march.high < march.beyond
         distance, adjacent = march.values[march.high], march.adjacent
@@ -190,8 +189,8 @@ class March:
         state |= {"pending": pending, "heights": pending.float()}
         return state | {"adjacent": torch.full_like(index, -1)}
 
-    def step(self, state: State) -> None:
-        """Look once along every ray and narrow its bracket."""
+    def step(self, state: State) -> Tensor:
+        """Look once along every ray and narrow its bracket; return the positions (R,) looked at."""
         running = ~self.done(state)
         low, at_low, slope = state["low"], state["at_low"], state["slope"]
         waiting = state["pending"][:, 0] > 0
@@ -221,6 +220,7 @@ class March:
             state[name] = torch.where(missed[:, None], pushed, state[name])
             state[name] = state[name].masked_fill(met[:, None], 0)  # what lies beyond `high` does not matter
         self._pass_over(state)
+        return at
 
     def _pass_over(self, state: State) -> None:
         """Move `low` over the intervals in which the class cannot have changed."""
@@ -301,13 +301,13 @@ class Secant:
         self.adjacent[state["ray"]] = state["adjacent"]
 
 
-def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, length: float) -> Tensor:
+def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, stride: int, positions: Tensor) -> Tensor:
     """Return how fast the rays of each image may go at first: margins, slopes, and how far these hold (3, N).
 
     To first order the margin along a random direction of RMS 1 changes at a rate of the gradient's L2 norm times a
     standard normal number; the slope is the one that nine rays in ten do not exceed. It holds as far as the gradient
-    takes to change by its own norm, extrapolated from the change over `length` along the first direction. A model
-    without gradients gives slope 0 that holds nowhere.
+    takes to change by its own norm, extrapolated from an eighth of a stride along the first direction. A model without
+    gradients gives slope 0 that holds nowhere.
 
     Parameters
     ----------
@@ -319,10 +319,13 @@ def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, lengt
         Their classes, on the model's device.
     directions : Tensor (K, C*H*W) float32
         Of the rays.
-    length : float
-        A magnitude, > 0.
+    stride : int
+        The longest step, in grid steps.
+    positions : Tensor (M,)
+        The grid.
     """
     device, found = center.device, []
+    length = float(positions[max(min(stride, len(positions)) // _HELD, 1) - 1])
     rms = torch.linalg.vector_norm(directions, dim=1).max().to(device) / math.sqrt(directions.shape[1])
     shift = length * directions[0].to(device).view(x.shape[1:])
     rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
@@ -344,6 +347,68 @@ def _margin_gradient(model: nn.Module, x: Tensor, label: Tensor) -> tuple[Tensor
         margin = margins(model(batch), label)
         gradient = torch.autograd.grad(margin.sum(), batch)[0] if margin.requires_grad else torch.zeros_like(batch)
     return margin.detach(), gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The margin along one ray, and where "bracket" looked.
+
+    Attributes
+    ----------
+    magnitude : Tensor (M + 1,)
+        0, the image itself, and the grid.
+    margin : Tensor (M + 1,) float32
+        Z_center - max of the other logits there.
+    looked : Tensor (looks,) int64
+        The positions in the grid that the search looked at, in order; 0 is the image, where it starts.
+    """
+
+    magnitude: Tensor
+    margin: Tensor
+    looked: Tensor
+
+
+def trace(
+    model: nn.Module, x: Tensor, direction: Tensor, magnitudes: Tensor | Sequence[float], *, stride: int = 32
+) -> Trace:
+    """Return what "bracket" sees along one ray, beside all that it might have seen.
+
+    Parameters
+    ----------
+    model, magnitudes, stride
+        As given to `probe`.
+    x : Tensor (1, C, H, W) float32
+        One image in [0, 1].
+    direction : Tensor (1, C*H*W) float32
+        One direction.
+
+    Returns
+    -------
+    Trace
+        On the model's device.
+
+    Raises
+    ------
+    ValueError
+        As `probe`.
+    """
+    checks.images(x)
+    check_directions(direction, x[0].numel())
+    for given, name in ((x, "image"), (direction, "direction")):
+        if len(given) != 1:
+            raise ValueError(f"expected one {name}, got {len(given)}; take one, such as the first, by [:1]")
+    positions = grid(magnitudes).to(runtime.device_of(model, x))
+    with runtime.frozen(model):
+        label = Labeller(model, x, direction)
+        rays = Rays(label, 1, label.centers())
+        march = March(rays, positions, stride=stride, pace=paces(model, x, rays.center, direction, stride, positions))
+        one = torch.zeros(1, dtype=torch.int64, device=positions.device)
+        state, looked = march.start(one), [one]
+        while not bool(march.done(state)):
+            looked.append(march.step(state))
+        everywhere = one.expand(len(positions) + 1)
+        _, margin = label.look(everywhere, everywhere, march.scale[:-1], rays.center.expand_as(everywhere))
+    return Trace(march.values[:-1], margin, torch.cat(looked))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from nbsupport.plots.curves import (
     detector_training,
     distance_curves,
     distortion_distribution,
+    margins,
     purity_curves,
     training_curves,
     triple_cells,

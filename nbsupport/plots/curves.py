@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nbsupport import checks, intervals
+from nbsupport.boundary import Trace
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import ByModel, Floats, Values
@@ -206,6 +207,40 @@ def distance_curves(
     text = f"Distance to the decision boundary; grey line: the last magnitude, {last * pixel_max:.4g}\n"
     text += f"dashed: fewer than half of the images reach a boundary at that rank{band}"
     return style.headline(fig, text)
+
+
+@style.house_style()
+def margins(traces: Mapping[str, Trace], *, pixel_max: float = 1.0) -> Figure:
+    """Return the margin along one ray of each of several images, and where the search looked.
+
+    Parameters
+    ----------
+    traces
+        Name of the image -> what `boundary.trace` found.
+    pixel_max
+        The axis is in units of [0, pixel_max].
+
+    Raises
+    ------
+    ValueError
+        For no trace.
+    """
+    arrays.not_empty(traces, name="traces")
+    fig = style.panels([f"{name}: {len(trace.looked) - 1} looks" for name, trace in traces.items()], 4.2)
+    for ax, (name, trace) in zip(fig.axes, traces.items(), strict=True):
+        t, margin, looked = trace.magnitude.cpu() * pixel_max, trace.margin.cpu(), trace.looked.cpu()
+        colour = style.examples_colour(name)
+        ax.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1)
+        ax.plot(t, margin, color="0.6", linewidth=1.2, marker=".", markersize=3, label="every magnitude")
+        ax.plot(t[looked], margin[looked], "o", color=colour, markersize=5, label="where the search looked, in order")
+        for order, at in enumerate(looked.tolist()):
+            place: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            ax.annotate(str(order), (float(t[at]), float(margin[at])), fontsize=9, color=colour, **place)
+        ax.set_xlabel(f"distance from the image (RMS, {style.unit(pixel_max)})")
+        ax.margins(y=0.12)
+        style.legend_below(ax, ncols=1)
+    fig.axes[0].set_ylabel("margin of the image's own class")
+    return style.headline(fig, "The margin along one ray says how far it is safe to go; below 0 lies another class")
 
 
 @style.house_style()
