@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerator import DEVICE, StandIn
 
 from nbsupport import pool
 
@@ -104,10 +105,42 @@ def test_a_pool_without_slots_or_steps_is_refused(name, value):
         drain(countdowns(3), **{"slots": 2, "every": 2, name: value})
 
 
-def test_rows_takes_masks_and_indices():
+def test_rows_are_picked_by_index():
     state = {"a": torch.arange(4), "b": torch.arange(8).view(4, 2)}
-    mask = torch.tensor([True, False, False, True])
-    for keep in (mask, mask.nonzero().flatten()):
-        kept = pool.rows(state, keep)
-        assert kept["a"].tolist() == [0, 3]
-        assert kept["b"].tolist() == [[0, 1], [6, 7]]
+    picked = pool.rows(state, torch.tensor([3, 0]))
+    assert picked["a"].tolist() == [3, 0]
+    assert picked["b"].tolist() == [[6, 7], [0, 1]]
+
+
+class OnDevice(Countdowns):
+    """The same jobs on the stand-in, with many more entries and no look of their own at the numbers."""
+
+    def __init__(self, jobs):
+        super().__init__(jobs.lengths, jobs.values)
+        for name in ("order", "lengths", "values", "totals", "steps", "finishes"):
+            setattr(self, name, getattr(self, name).to(DEVICE))
+        self.begun = 0
+
+    def start(self, index):
+        self.begun += 1
+        job = self.order[index]
+        more = {f"entry {i}": job for i in range(20)}
+        return {"job": job, "left": self.lengths[job], "total": torch.zeros(len(job), device=DEVICE), **more}
+
+    def finish(self, state):
+        self.totals[state["job"]] = state["total"]
+        self.finishes[state["job"]] += 1
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+@pytest.mark.parametrize("slots", [1, 7, 41])
+def test_the_host_waits_once_a_look_however_many_entries_a_state_has(slots, every):
+    expected = drain(countdowns(40), slots=slots, every=every)
+    with StandIn() as standin:
+        jobs = OnDevice(countdowns(40))
+        standin.waits.clear()
+        pool.drain(jobs, 40, slots=slots, every=every, device=DEVICE)
+    assert [wait.within for wait in standin.waits] == ["drain"] * (len(jobs.rows) // every)
+    assert jobs.rows == expected.rows
+    assert jobs.totals.host.equal(expected.totals)
+    assert jobs.finishes.host.equal(expected.finishes)
