@@ -40,6 +40,7 @@ def test_an_audit_of_all_rays_is_the_scan(rays: tuple[Tensor, Tensor]) -> None:
     assert pairs.unique(dim=0).shape == (4 * 18, 2)
     assert torch.equal(found.distance, scan.distance[found.image, found.direction])
     assert torch.equal(found.adjacent, scan.adjacent[found.image, found.direction])
+    assert found.adjacent.dtype == scan.adjacent.dtype == torch.int16
     wrong = (stated.distance != scan.distance) | (stated.adjacent != scan.adjacent)
     assert torch.equal(found.differs, wrong[found.image, found.direction])
     assert 0.05 < found.differs.float().mean() < 0.9

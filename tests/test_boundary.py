@@ -339,7 +339,7 @@ def test_distances_are_elements_of_the_magnitudes(magnitudes: Tensor | list[floa
     assert found.distance.dtype == dtype
     assert found.distance[0, 0] == last
     assert found.distance[0, 1] == math.inf
-    assert found.adjacent.dtype == found.center.dtype == torch.int64
+    assert (found.adjacent.dtype, found.center.dtype) == (torch.int16, torch.int64)
     assert found.reached.tolist() == [[True, False]]
 
 
@@ -419,6 +419,29 @@ def test_probe_refuses(change: dict[str, object], message: str) -> None:
         boundary.probe(HalfSpace(torch.ones(2), 0.5), **arguments)  # type: ignore[arg-type]
 
 
+class Last(nn.Module):
+    """Of `count` classes the last one where the first pixel exceeds .5, else the first."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.zeros(len(x), self.count)
+        z[:, -1] = x.flatten(1)[:, 0] - 0.5
+        return z
+
+
+def test_as_many_classes_as_int16_counts_and_no_more() -> None:
+    x, d = torch.full((1, 1, 1, 1), 0.4), torch.ones(1, 1)
+    found = boundary.probe(Last(32_768), x, d, [0.05, 0.2])
+    assert found.adjacent.tolist() == [[32_767]]
+    assert boundary.audit(Last(32_768), x, d, [0.05, 0.2], found).adjacent.tolist() == [32_767]
+    assert boundary.purity(found, num_classes=32_768, top=1).tolist() == [[1.0]]
+    with pytest.raises(ValueError, match=r"expected a model of at most 32768 classes, .* got 32769"):
+        boundary.probe(Last(32_769), x, d, [0.05, 0.2])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", MODELS)
 def test_a_gpu_finds_the_same(name: str, cuda: torch.device) -> None:
@@ -433,18 +456,28 @@ def test_a_gpu_finds_the_same(name: str, cuda: torch.device) -> None:
 # ---------------------------------------------------------------------------------------------- profiles
 
 
-def profile(adjacent: list[list[int]]) -> Profile:
-    a = torch.tensor(adjacent)
+def profile(adjacent: list[list[int]], dtype: torch.dtype = torch.int16) -> Profile:
+    a = torch.tensor(adjacent, dtype=dtype)
     return Profile(torch.zeros(len(a), dtype=torch.int64), torch.where(a >= 0, 0.1, math.inf), a, a >= 0)
 
 
-def test_purity_by_hand() -> None:
-    given = profile([[1, 1, 1, 2, 2, 3, 4, -1], [-1] * 8, [5, -1, -1, -1, -1, -1, -1, -1]])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])  # int64: as earlier versions stored it
+def test_purity_by_hand(dtype: torch.dtype) -> None:
+    given = profile([[1, 1, 1, 2, 2, 3, 4, -1], [-1] * 8, [5, -1, -1, -1, -1, -1, -1, -1]], dtype)
     expected = [[3 / 7, 5 / 7, 6 / 7, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
     for top in (1, 3, 5):
         found = boundary.purity(given, num_classes=6, top=top)
         assert found.dtype == torch.float64
         assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64)[:, :top])
+
+
+def test_purity_of_many_images_is_that_of_each() -> None:
+    classes = torch.randint(-1, 5, (2500, 7), generator=generator())
+    found = boundary.purity(profile(classes.tolist()), num_classes=5)
+    for i in (0, 1023, 1024, 2047, 2048, 2499):
+        counts = sorted((classes[i].tolist().count(c) for c in range(5)), reverse=True)
+        shares = [sum(counts[: j + 1]) / max(sum(counts), 1) for j in range(3)]
+        assert found[i].tolist() == pytest.approx(shares)
 
 
 def test_purity_with_fewer_classes_than_asked_for() -> None:

@@ -80,7 +80,7 @@ def test_normals_of_a_wedge_lie_across_its_edges() -> None:
     profile = boundary.probe(model, x, d, GRID, search="refine")
     found = boundary.normals(model, x, d, profile)
     image, _ = profile.reached.nonzero().T
-    own, other = axes[profile.center[image]], axes[profile.adjacent[profile.reached]]
+    own, other = axes[profile.center[image]], axes[profile.adjacent[profile.reached].long()]
     expected = (other.cos() - own.cos())[:, None] * first + (other.sin() - own.sin())[:, None] * second
     assert torch.stack((own, other), 1).unique(dim=0).shape[0] > 4
     torch.testing.assert_close(found.normal, expected / expected.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)

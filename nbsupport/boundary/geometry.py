@@ -159,7 +159,7 @@ def normals(
             i, k = image[part], direction[part]
             step = profile.distance[i, k].float()[:, None] * directions[k]
             points = (x[i] + step.view(-1, *x.shape[1:])).clamp(0, 1)
-            gradient = margin_gradient(model, points, profile.adjacent[i, k], profile.center[i])
+            gradient = margin_gradient(model, points, profile.adjacent[i, k].long(), profile.center[i])
             normal[part], angle[part] = _unit(gradient), _degrees(gradient, directions[k])
     return Normals(normal, angle)
 

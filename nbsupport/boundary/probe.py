@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks, runtime
-from nbsupport.boundary.profile import Profile, check_directions, check_probed
+from nbsupport.boundary.profile import Profile, as_adjacent, check_directions, check_probed
 from nbsupport.labels import Labeller, margins
 from nbsupport.pool import State, drain
 from nbsupport.record import Record
@@ -107,6 +107,7 @@ def probe(
             drain(secant, len(secant.index), slots=rays.slots, every=1, device=device)
             distance, adjacent = secant.distance, secant.adjacent
     shape = len(x), len(directions)
+    adjacent = as_adjacent(adjacent, label.num_classes)
     return Profile(rays.center, distance.view(shape), adjacent.view(shape), reached.view(shape))
 
 
@@ -421,7 +422,7 @@ class Audit(Record):
         Which rays these are, each at most once.
     distance : Tensor (R,), dtype of the magnitudes
         The first magnitude at which the class differs from the image's, [0, 1] units; inf where it never does.
-    adjacent : Tensor (R,) int64
+    adjacent : Tensor (R,) int16
         Class found there, -1 where it never differs.
     differs : Tensor (R,) bool
         Whether the profile states another distance or another class.
@@ -487,4 +488,4 @@ def audit(
     distance = scan.values[scan.high]
     stated = profile.distance[image, direction].to(distance.dtype)
     differs = (stated != distance) | (profile.adjacent[image, direction] != scan.adjacent)
-    return Audit(image, direction, distance, scan.adjacent, differs)
+    return Audit(image, direction, distance, as_adjacent(scan.adjacent, label.num_classes), differs)

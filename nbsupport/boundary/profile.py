@@ -9,6 +9,8 @@ from torch import Tensor
 from nbsupport import checks
 from nbsupport.record import Record
 
+_ROWS = 1024  # images whose adjacent classes are counted at once
+
 
 def directions(dim: int, count: int, *, negate: bool, generator: torch.Generator | None = None) -> Tensor:
     """Return random, mutually orthogonal directions (K, dim) float32 of RMS 1, on the CPU.
@@ -70,8 +72,8 @@ class Profile(Record):
     distance : Tensor (N, K), dtype of the magnitudes
         Magnitude t at which the class first differs, in RMS of the unclipped displacement, [0, 1] units; inf
         where no boundary was met.
-    adjacent : Tensor (N, K) int64
-        Class found there, -1 where no boundary was met.
+    adjacent : Tensor (N, K) int16
+        Class found there, -1 where no boundary was met. As int64 it would be 61 % of a profile's memory.
     reached : Tensor (N, K) bool
         Whether a boundary was met up to the last magnitude.
     """
@@ -80,6 +82,14 @@ class Profile(Record):
     distance: Tensor
     adjacent: Tensor
     reached: Tensor
+
+
+def as_adjacent(classes: Tensor, num_classes: int) -> Tensor:
+    """Return `classes`, -1 or above, as int16; raise ValueError where the model has more classes than that holds."""
+    most = torch.iinfo(torch.int16).max + 1
+    if num_classes > most:
+        raise ValueError(f"expected a model of at most {most} classes, which profiles keep as int16, got {num_classes}")
+    return classes.to(torch.int16)
 
 
 def purity(profile: Profile, *, num_classes: int, top: int = 3) -> Tensor:
@@ -111,13 +121,15 @@ def purity(profile: Profile, *, num_classes: int, top: int = 3) -> Tensor:
     """
     checks.count(num_classes, name="num_classes")
     checks.count(top, name="top")
-    reached, adjacent = profile.reached, profile.adjacent.clamp(min=0)
+    reached, adjacent = profile.reached, profile.adjacent
     if reached.any() and (largest := int(adjacent.max())) >= num_classes:
         raise ValueError(
             f"expected adjacent classes below num_classes={num_classes}, got {largest}; pass the model's L"
         )
     counts = torch.zeros(len(reached), max(num_classes, top), dtype=torch.int64, device=reached.device)
-    counts.scatter_add_(1, adjacent, reached.long())
+    for start in range(0, len(reached), _ROWS):  # an index is int64, eight bytes a ray
+        part = slice(start, start + _ROWS)
+        counts[part].scatter_add_(1, adjacent[part].long().clamp(min=0), reached[part].long())
     cumulative = counts.sort(dim=1, descending=True).values[:, :top].cumsum(1)
     return cumulative.double() / reached.sum(1, keepdim=True).clamp(min=1)
 
