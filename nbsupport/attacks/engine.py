@@ -6,7 +6,7 @@ one raises the margin of the target. All margins here are negated where an attac
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Self
 
 import torch
@@ -80,6 +80,10 @@ class Problem:
     label: Tensor  # (N,): the true label or, when targeted, the target
     targeted: bool
     correct: Tensor  # (N,) bool
+    broken: Tensor = field(init=False)  # (2,) int64: logits that were not finite, so far, and gradients where they were
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "broken", torch.zeros(2, dtype=torch.int64, device=self.x.device))
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Self:
@@ -89,7 +93,7 @@ class Problem:
         device = device_of(model, x)
         x, y = x.detach().to(device), y.to(device)
         batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
-        with torch.no_grad():
+        with torch.no_grad(), checks.forward_pass(model, tuple(x.shape[1:])):
             outputs = [model(laid_out(model, batch)) for batch in batches]
         for batch, output in zip(batches, outputs, strict=True):
             checks.logits(output, count=len(batch))
@@ -104,8 +108,15 @@ class Problem:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits (R, L) of a batch (R, C, H, W)."""
-        z: Tensor = self.model(laid_out(self.model, x))
-        return z.float()
+        z: Tensor = self.model(laid_out(self.model, x)).float()
+        self.broken[0] += (~z.detach().isfinite()).sum()
+        return z
+
+    def require_finite(self) -> None:
+        """Raise ValueError if a logit or gradient of the search was not finite: one look, it makes the host wait."""
+        logits, gradients = self.broken.tolist()
+        checks.finite_gradients(gradients)  # first: they lead to images that are NaN, and these to such logits
+        checks.finite_logits(logits)
 
     def rows(self, views: int = 1) -> int:
         """Return how many images share a batch when each brings `views` rows."""
@@ -271,8 +282,14 @@ class Objective:
             margin = descended = self._margin(logits, label, slack)
             if temperature is not None:
                 descended = margins(logits, label, targeted=self.problem.targeted, temperature=temperature)
-        (gradient,) = torch.autograd.grad(descended, batch, weigh(margin.detach()))
-        return margin.detach(), gradient
+        checks.differentiable(descended)
+        margin = margin.detach()
+        weight = weigh(margin)
+        (gradient,) = torch.autograd.grad(descended, batch, weight)
+        # A sum is finite where all its terms are: one read of the gradients, where `isfinite` writes three masks.
+        finite = gradient.sum((1, 2, 3)).isfinite()
+        self.problem.broken[1] += ((margin * weight).isfinite() & ~finite).sum()
+        return margin, gradient
 
     def _logits(self, moved: Tensor) -> Tensor:
         """Return the logits of views (R, C, H, W), clipped inside the graph: a clipped pixel does not move."""
@@ -315,8 +332,8 @@ class Search(ABC):
         """Advance every image by one step, in place; an image that is done keeps its result."""
 
     def done(self, state: State) -> Tensor:
-        """Return which images are finished (rows,)."""
-        return state["done"]
+        """Return which images are finished (rows,): all, once a logit or gradient was not finite (`attack` raises)."""
+        return state["done"] | self.problem.broken.any()
 
     def start(self, index: Tensor) -> State:
         """Return the state of the waiting images `index`, counted among those attacked."""
@@ -333,7 +350,11 @@ class Search(ABC):
             values[state["index"]] = state[name]
 
     def attack(self) -> Attack:
-        """Attack all images that were classified correctly, and re-check each in float32 in all views."""
+        """Attack all images that were classified correctly, and re-check each in float32 in all views.
+
+        Raises ValueError for a model whose logits or gradients were not finite somewhere on the way: such a model would
+        look robust.
+        """
         device, views = self.problem.x.device, self.objective.count
         rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
         drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
@@ -344,6 +365,7 @@ class Search(ABC):
             margin = self.objective.margins(x_adv[index], problem.label[index])
             success[index] = across(margin, self.confidence).all(1)
             self.kept["forwards"][index] += views
+        problem.require_finite()
         for index in in_batches(torch.arange(len(success), device=device), problem.rows()):
             kept = success[index] | (self.keep_failures & problem.correct[index])
             x_adv[index] = torch.where(per_image(kept), x_adv[index], problem.x[index])
