@@ -5,14 +5,15 @@ Torch is imported where tensors are checked, so that the command line answers at
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _FEW = 12  # options that are read at a glance
 
@@ -91,6 +92,33 @@ def labels(y: Tensor, *, count: int, num_classes: int | None = None, name: str =
         raise ValueError(f"expected {name} from 0{top}, got labels from {low} to {high}; check the model's classes")
 
 
+def module(model: object) -> None:
+    """Raise ValueError unless `model` is a torch module, and not its class."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}; build it first" if isinstance(model, type) else type(model).__name__
+        raise ValueError(f"expected a model as a torch.nn.Module, got {got}")
+
+
+@contextlib.contextmanager
+def forward_pass(model: nn.Module, in_shape: tuple[int, ...]) -> Iterator[None]:
+    """Raise torch's refusal of images (C, H, W) inside as a ValueError that says what was expected of `model`."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        weights = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+        other = next((tensor.dtype for tensor in weights if tensor.dtype != torch.float32), None)
+        if other is not None:
+            raise ValueError(f"expected a model with float32 weights, got {other}; call model.float()") from error
+        shape = ", ".join(map(str, in_shape))
+        raise ValueError(f"expected a model that takes images of shape ({shape}), got: {error}") from error
+
+
 def logits(z: Tensor, *, count: int) -> None:
     """Raise ValueError unless `z` is a finite floating tensor (count, L) with L >= 2."""
     logits_shape(z, count=count)
@@ -114,6 +142,25 @@ def finite_logits(broken: int) -> None:
         raise ValueError(
             f"expected finite logits from the model, got {broken} NaN or infinite values; "
             "check the model's weights and its normalisation"
+        )
+
+
+def finite_gradients(broken: int) -> None:
+    """Raise ValueError unless `broken`, the number of gradients of an image that are NaN or infinite, is 0."""
+    if broken:
+        raise ValueError(
+            f"expected finite gradients from the model, got NaN or infinite values in {broken} backward passes of an "
+            "image; look for a root, logarithm, norm or division at 0, also in a branch that torch.where discards, "
+            "and clamp what goes into it"
+        )
+
+
+def differentiable(z: Tensor) -> None:
+    """Raise ValueError unless the logits `z`, computed with gradients enabled, lead back to the images."""
+    if not z.requires_grad:
+        raise ValueError(
+            "expected logits with a gradient to the images, got none; remove torch.no_grad, .detach() and changes to "
+            "integers or NumPy from the model's forward, and attack outside torch.inference_mode"
         )
 
 

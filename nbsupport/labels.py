@@ -57,7 +57,8 @@ class Labeller:
         self._x, self._offsets = (runtime.as_rows(model, tensor) for tensor in images)
         self._broken = torch.zeros((), dtype=torch.int64, device=self.device)  # logits that are not finite, so far
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.num_classes = self._logits(first, first, first.float()).shape[1]
+        with checks.forward_pass(model, self.shape):
+            self.num_classes = self._logits(first, first, first.float()).shape[1]
         self.require_finite()
         self.bound = self._measured_bound(reach) if precision == "mixed" else None
 

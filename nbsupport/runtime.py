@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from nbsupport import checks
+
 Precision = Literal["float32", "mixed"]  # mixed: reduced precision, every decision confirmed in float32
 PRECISIONS = get_args(Precision)
 
@@ -20,7 +22,11 @@ def best_device() -> torch.device:
 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
-    """Return the device of `model`; for a module without parameters or buffers, the device of `x`."""
+    """Return the device of `model`; for a module without parameters or buffers, the device of `x`.
+
+    Raises ValueError for what is not a module.
+    """
+    checks.module(model)
     return next(itertools.chain(model.parameters(), model.buffers(), [x])).device
 
 
@@ -47,7 +53,11 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model` in evaluation mode with constant parameters, in full float32; restore everything on exit."""
+    """Yield `model` in evaluation mode with constant parameters, in full float32; restore everything on exit.
+
+    Raises ValueError for what is not a module.
+    """
+    checks.module(model)
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -112,10 +122,14 @@ def reduced_precision(precision: Precision, device: torch.device) -> contextlib.
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits (N, L) that `model` gives images `x` (N, C, H, W), on the model's device."""
-    device = device_of(model, x)
-    with frozen(model), torch.no_grad():
-        batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
+    """Return the logits (N, L) that `model` gives images `x` (N, C, H, W), on the model's device.
+
+    Raises ValueError for what is not a module, and for one that does not take such images.
+    """
+    in_shape = tuple(x.shape[1:])
+    with frozen(model), torch.no_grad(), checks.forward_pass(model, in_shape):
+        device = device_of(model, x)
+        batches = x.split(rows_per_batch(model, in_shape, device))
         return torch.cat([model(laid_out(model, batch.to(device))) for batch in batches])
 
 

@@ -516,6 +516,51 @@ def test_models_that_do_not_return_logits_are_refused(attack, model, message):
         attack(model, interior_images(4), torch.zeros(4, dtype=torch.int64))
 
 
+def rooted(z, x):
+    return z + (x - x.detach()).square().flatten(1).sum(1, keepdim=True).sqrt()  # the gradient is 0 / 0
+
+
+def broken_off_the_data(z, x):
+    return z.masked_fill((x - 0.5).flatten(1).any(1, keepdim=True), math.nan)
+
+
+@each(EVERY)
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (broken_off_the_data, r"expected finite logits from the model, got \d+ NaN"),
+        (rooted, r"expected finite gradients from the model, got NaN or infinite values in \d+ backward passes"),
+        (lambda z, x: z.detach(), "expected logits with a gradient to the images, got none; remove torch.no_grad"),
+        (lambda z, x: (z > 0).long(), "expected logits with a gradient to the images, got none"),
+    ],
+    ids=["nan-off-the-data", "nan-gradient", "detached", "integer"],
+)
+def test_models_that_only_look_robust_are_refused_within_a_few_steps(attack, output, message):
+    plain, x = half_space(offset=1.0), torch.full((3, *SHAPE), 0.5)
+    y = predicted(plain, x)
+    model = Counting(Broken(lambda x: output(plain(x), x)))
+    assert predicted(model, x).tolist() == y.tolist()
+    with pytest.raises(ValueError, match=message):
+        attack(model, x, y)
+    assert model.forwards <= 300 * len(x)  # the whole search of `cw` and `optmargin-adam`: 800 to 3,200 an image
+
+
+@each(EVERY)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(DIM, 3)).double(), r"float32 weights, got torch.float64; call .*float"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), r"takes images of shape \(2, 4, 4\), got: mat1 and mat2 shapes"),
+        (lambda x: x.flatten(1), "expected a model as a torch.nn.Module, got function"),
+        (Softmax, "expected a model as a torch.nn.Module, got the class Softmax; build it first"),
+    ],
+    ids=["float64", "size", "function", "class"],
+)
+def test_models_that_cannot_take_the_images_are_refused(attack, model, message):
+    with pytest.raises(ValueError, match=message):
+        attack(model, interior_images(4), torch.zeros(4, dtype=torch.int64))
+
+
 @each(EVERY)
 @pytest.mark.parametrize(
     ("x", "y", "message"),

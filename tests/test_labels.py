@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import boundary, checks, runtime
+from nbsupport import boundary, checks, region, runtime
 from nbsupport.labels import Labeller
 from nbsupport.store import Run
 
@@ -154,6 +156,27 @@ def test_logits_of_any_batch_that_are_not_finite_are_counted(
     for call in (label, label.logits):
         with pytest.raises(ValueError, match=r"expected finite logits from the model, got \d{4,} NaN"):
             call(image, point, scale)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Net().double(), r"expected a model with float32 weights, got torch.float64; call model.float\(\)"),
+        (nn.Linear(7, 3), r"expected a model that takes images of shape \(3, 6, 5\), got: .*shapes"),
+        (torch.relu, "expected a model as a torch.nn.Module, got builtin_function_or_method"),
+    ],
+    ids=["float64", "size", "function"],
+)
+@pytest.mark.parametrize("call", ["vote", "probe", "predict"])
+def test_models_that_cannot_take_the_images_are_refused(call: str, model: nn.Module, message: str) -> None:
+    x = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    calls: dict[str, Callable[[], object]] = {
+        "vote": lambda: region.classify(model, x, radius=0.1),
+        "probe": lambda: boundary.probe(model, x, torch.ones(1, 90), [0.1]),
+        "predict": lambda: runtime.predict(model, x),
+    }
+    with pytest.raises(ValueError, match=message):
+        calls[call]()
 
 
 @pytest.mark.slow

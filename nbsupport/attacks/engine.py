@@ -6,7 +6,7 @@ one raises the margin of the target. All margins here are negated where an attac
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Self
 
 import torch
@@ -80,6 +80,12 @@ class Problem:
     label: Tensor  # (N,): the true label or, when targeted, the target
     targeted: bool
     correct: Tensor  # (N,) bool
+    bad_logits: Tensor = field(init=False)  # () int64: that were not finite, so far
+    bad_gradients: Tensor = field(init=False)  # () int64: of images whose margin was finite
+
+    def __post_init__(self) -> None:
+        for name in ("bad_logits", "bad_gradients"):
+            object.__setattr__(self, name, torch.zeros((), dtype=torch.int64, device=self.x.device))
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> Self:
@@ -89,7 +95,7 @@ class Problem:
         device = device_of(model, x)
         x, y = x.detach().to(device), y.to(device)
         batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
-        with torch.no_grad():
+        with torch.no_grad(), checks.forward_pass(model, tuple(x.shape[1:])):
             outputs = [model(laid_out(model, batch)) for batch in batches]
         for batch, output in zip(batches, outputs, strict=True):
             checks.logits(output, count=len(batch))
@@ -104,8 +110,15 @@ class Problem:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits (R, L) of a batch (R, C, H, W)."""
-        z: Tensor = self.model(laid_out(self.model, x))
-        return z.float()
+        z: Tensor = self.model(laid_out(self.model, x)).float()
+        self.bad_logits.add_(_not_finite(z.detach()).count_nonzero())
+        return z
+
+    def require_finite(self) -> None:
+        """Raise ValueError if a logit or gradient of the search was not finite: one look, it makes the host wait."""
+        logits, gradients = torch.stack((self.bad_logits, self.bad_gradients)).tolist()
+        checks.finite_gradients(gradients)  # first: they lead to images that are NaN, and these to such logits
+        checks.finite_logits(logits)
 
     def rows(self, views: int = 1) -> int:
         """Return how many images share a batch when each brings `views` rows."""
@@ -123,6 +136,11 @@ def margins(logits: Tensor, label: Tensor, *, targeted: bool, temperature: Tenso
     rivals = logits.scatter(1, label[:, None], -torch.inf)
     rival = rivals.amax(1) if temperature is None else temperature * (rivals / temperature[:, None]).logsumexp(1)
     return rival - own if targeted else own - rival
+
+
+def _not_finite(x: Tensor) -> Tensor:
+    """Return `x` - `x`: 0, but NaN where `x` is NaN or infinite. `isfinite` is five kernels on a CPU, this is one."""
+    return x - x
 
 
 def _picks_rows(x: Tensor) -> bool:
@@ -271,8 +289,14 @@ class Objective:
             margin = descended = self._margin(logits, label, slack)
             if temperature is not None:
                 descended = margins(logits, label, targeted=self.problem.targeted, temperature=temperature)
-        (gradient,) = torch.autograd.grad(descended, batch, weigh(margin.detach()))
-        return margin.detach(), gradient
+        checks.differentiable(descended)
+        margin = margin.detach()
+        weight = weigh(margin)
+        (gradient,) = torch.autograd.grad(descended, batch, weight)
+        # A sum is finite only where all its terms are, and reads the gradients once.
+        bad = (_not_finite(gradient.sum((1, 2, 3))) != 0) & (_not_finite(margin * weight) == 0)
+        self.problem.bad_gradients.add_(bad.sum())
+        return margin, gradient
 
     def _logits(self, moved: Tensor) -> Tensor:
         """Return the logits of views (R, C, H, W), clipped inside the graph: a clipped pixel does not move."""
@@ -315,8 +339,8 @@ class Search(ABC):
         """Advance every image by one step, in place; an image that is done keeps its result."""
 
     def done(self, state: State) -> Tensor:
-        """Return which images are finished (rows,)."""
-        return state["done"]
+        """Return which images are finished (rows,): all, once a logit or gradient was not finite (`attack` raises)."""
+        return state["done"] | (self.problem.bad_logits + self.problem.bad_gradients > 0)
 
     def start(self, index: Tensor) -> State:
         """Return the state of the waiting images `index`, counted among those attacked."""
@@ -333,7 +357,11 @@ class Search(ABC):
             values[state["index"]] = state[name]
 
     def attack(self) -> Attack:
-        """Attack all images that were classified correctly, and re-check each in float32 in all views."""
+        """Attack all images that were classified correctly, and re-check each in float32 in all views.
+
+        Raises ValueError for a model whose logits or gradients were not finite somewhere on the way: such a model would
+        look robust.
+        """
         device, views = self.problem.x.device, self.objective.count
         rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
         drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
@@ -344,6 +372,7 @@ class Search(ABC):
             margin = self.objective.margins(x_adv[index], problem.label[index])
             success[index] = across(margin, self.confidence).all(1)
             self.kept["forwards"][index] += views
+        problem.require_finite()
         for index in in_batches(torch.arange(len(success), device=device), problem.rows()):
             kept = success[index] | (self.keep_failures & problem.correct[index])
             x_adv[index] = torch.where(per_image(kept), x_adv[index], problem.x[index])
