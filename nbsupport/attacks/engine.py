@@ -230,27 +230,23 @@ class Objective:
         return self._descent(margin, gradient, forwards, backwards)
 
     def worst(self, x: Tensor, label: Tensor, weigh: Weigh, *, count: int, temperature: Tensor) -> Descent:
-        """Descend the smooth margins of the `count` views of largest margin, K, at `temperature` (N,).
+        """Descend the smooth margins, at `temperature` (N,), of the `count` views of largest weight.
 
-        `weigh` is given the margins (N, K) of these views. A pass over all views without a graph and one over the worst
-        with a graph cost V + 3 count instead of 3 V.
+        `weigh` is given the margins (N, V) of all views. A pass over all views without a graph and one over the chosen
+        ones with a graph cost V + 3 count instead of 3 V.
         """
         moved, labels = self._moved(x, label)
-        margin, chosen, views, looked = None, moved, self.count, 0
-        if 1.5 * count < views:
-            margin = self._look(moved, labels).view(-1, views)
-            hardest = margin.topk(count, dim=1).indices
-            rows = (hardest + views * torch.arange(len(x), device=x.device)[:, None]).flatten()
-            chosen, views, looked = moved[rows], count, self.count
-
-        def slope(margin: Tensor) -> Tensor:
-            return weigh(margin.view(-1, views)).flatten()
-
-        own = label.repeat_interleave(views)
-        seen, gradient = self._gradient(chosen, own, slope, temperature.repeat_interleave(views))
-        spent = torch.full_like(label, views)
-        margin = seen.view(-1, views) if margin is None else margin
-        return Descent(margin, gradient.view(-1, views, *x.shape[1:]).sum(1), looked + spent, spent)
+        temperatures = temperature.repeat_interleave(self.count)
+        if 1.5 * count >= self.count:
+            margin, gradient = self._gradient(moved, labels, lambda m: weigh(m.view(len(x), -1)).flatten(), temperatures)
+            once = torch.ones_like(labels)
+            return self._descent(margin, gradient, once, once)
+        margin = self._look(moved, labels).view(-1, self.count)
+        weights, chosen = weigh(margin).topk(count, dim=1)
+        rows = (chosen + self.count * torch.arange(len(x), device=x.device)[:, None]).flatten()
+        _, gradient = self._gradient(moved[rows], labels[rows], lambda _: weights.flatten(), temperatures[rows])
+        spent = torch.full_like(label, count)
+        return Descent(margin, gradient.view(-1, count, *x.shape[1:]).sum(1), self.count + spent, spent)
 
     def ascend(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return margins (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
