@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import makes
 import pytest
 import torch
+from torch import nn
 
 from nbsupport import data, runner
 from nbsupport.data import ImageSet
@@ -54,6 +56,18 @@ def digits() -> ImageSet:
 def digits_train() -> ImageSet:
     """The training part of `digits`, 1297 images of 1x8x8."""
     return data.load("digits", train=True)
+
+
+@pytest.fixture(scope="session")
+def plain(digits_train: ImageSet) -> nn.Module:
+    """A narrow network without batch-norm, trained well on `digits`."""
+    return makes.trained("plain", digits_train, epochs=20)
+
+
+@pytest.fixture(scope="session")
+def normed(digits_train: ImageSet) -> nn.Module:
+    """A network with batch-norm, trained for a moment on digits in colour."""
+    return makes.trained("normed", makes.tinted(digits_train), epochs=4)
 
 
 @pytest.fixture(scope="session")

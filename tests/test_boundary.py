@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import makes
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import boundary
+from nbsupport import attacks, boundary
 from nbsupport.boundary import Profile
+from nbsupport.data import ImageSet
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 
 GRID = [0.02 * (i + 1) for i in range(30)]
@@ -183,6 +185,31 @@ def test_no_class_hides_where_the_margin_is_as_steep_as_at_the_image() -> None:
         reached += int(scan.reached)
     assert 10 < reached < 50
     assert looks < scanned / 5
+
+
+@pytest.mark.parametrize("name", ["plain", "normed"])
+def test_bracket_is_the_scan_on_networks_it_was_not_tuned_on(
+    name: str, plain: nn.Module, normed: nn.Module, digits: ImageSet
+) -> None:
+    model, images = (plain, digits) if name == "plain" else (normed, makes.tinted(digits))
+    x, y = makes.right(model, images, 24)
+    assert len(x) == 24
+    grid = [0.01 * (i + 1) for i in range(60)]
+    d = boundary.directions(x[0].numel(), 64, negate=True, generator=generator(2))
+    counted = Counted(model)
+    brittle = attacks.ddn_l2(model, x, y, steps=60)
+    margin = attacks.optmargin(model, x, y, eps=0.1, steps=40, generator=generator(3))
+    differing = looks = 0
+    for points in (x, brittle.x_adv[brittle.success], margin.x_adv[margin.success]):
+        scan = boundary.probe(model, points, d, grid, search="scan")
+        counted.forwards = 0
+        found = boundary.probe(counted, points, d, grid)
+        looks += counted.forwards
+        differing += int(((found.distance != scan.distance) | (found.adjacent != scan.adjacent)).sum())
+        assert scan.reached.float().mean() > 0.1
+    rays = 3 * 24 * len(d)
+    assert differing <= 0.0002 * rays
+    assert looks < 8 * rays
 
 
 @pytest.mark.parametrize("offset", [0.2, 0.5, 1.5])
