@@ -11,7 +11,6 @@ from nbsupport import checks, runtime
 from nbsupport.boundary.probe import March, Rays, grid
 from nbsupport.boundary.profile import Profile, check_directions, check_probed, directions
 from nbsupport.labels import Labeller
-from nbsupport.pool import drain
 from nbsupport.record import Record
 
 _BATCHES = 8  # places labelled at once, in batches of the model
@@ -259,7 +258,7 @@ def reentry(
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         rays = Rays(label, len(directions), profile.center, walking, returning=True)
         march = March(rays, positions, first=passed[walking])
-        drain(march, rays.count, slots=rays.slots, every=1, device=device)
+        rays.run(march)
     distance[walking] = march.values[march.high]
     distance = distance.view(profile.distance.shape)
     return Reentry(distance, distance.isfinite())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbsupport import checks, runtime
 from nbsupport.boundary.profile import Profile, as_adjacent, check_directions, check_probed
 from nbsupport.labels import Labeller, margins
-from nbsupport.pool import State, drain
+from nbsupport.pool import Jobs, State, drain
 from nbsupport.record import Record
 
 SEARCHES = ("bracket", "scan", "refine")
@@ -99,12 +99,12 @@ def probe(
         if search != "scan":
             pace = paces(model, x, rays.center, directions, stride, positions)
         march = March(rays, positions, stride=1 if search == "scan" else stride, pace=pace)
-        drain(march, rays.count, slots=rays.slots, every=1, device=device)
+        rays.run(march)
         reached = march.high < march.beyond
         distance, adjacent = march.values[march.high], march.adjacent
         if search == "refine":
             secant = Secant(march, tolerance=tolerance)
-            drain(secant, len(secant.index), slots=rays.slots, every=1, device=device)
+            rays.run(secant, len(secant.index))
             distance, adjacent = secant.distance, secant.adjacent
     shape = len(x), len(directions)
     adjacent = as_adjacent(adjacent, label.num_classes)
@@ -142,6 +142,12 @@ class Rays:
         """Return the image and the direction (R,) of the rays `ray` (R,)."""
         number = ray if self.chosen is None else self.chosen[ray]
         return number // self.per_image, number % self.per_image
+
+    def run(self, jobs: Jobs, count: int | None = None) -> None:
+        """Run `jobs` along these rays through the pool; `count` None: one for each ray. Raises as `Labeller` does."""
+        # Looking at who is done after every step: a step takes eight batches, beside which the host's wait is short.
+        drain(jobs, self.count if count is None else count, slots=self.slots, every=1, device=self.label.device)
+        self.label.require_finite()
 
     def look(self, state: State, scale: Tensor, *, own: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the classes (R,) at `scale` (R,) along the rays of `state`, which are met, and the margins there.
@@ -241,7 +247,6 @@ class March:
 
     def finish(self, state: State) -> None:
         """Store the upper ends of the brackets, the classes there, and the margins at both ends."""
-        self.rays.label.require_finite()
         self.high[state["ray"]] = state["high"]
         self.adjacent[state["ray"]] = state["adjacent"]
         self.margins[:, state["ray"]] = torch.stack((state["at_low"], state["at_high"]))
@@ -297,7 +302,6 @@ class Secant:
 
     def finish(self, state: State) -> None:
         """Store the upper ends of the brackets and the classes there."""
-        self.march.rays.label.require_finite()
         self.distance[state["ray"]] = state["high"].to(self.distance.dtype)
         self.adjacent[state["ray"]] = state["adjacent"]
 
@@ -483,7 +487,7 @@ def audit(
         label = Labeller(model, x, directions, precision=precision, reach=float(positions[-1]))
         sample = Rays(label, len(directions), profile.center, chosen)
         scan = March(sample, positions)
-        drain(scan, sample.count, slots=sample.slots, every=1, device=device)
+        sample.run(scan)
     image, direction = chosen // len(directions), chosen % len(directions)
     distance = scan.values[scan.high]
     stated = profile.distance[image, direction].to(distance.dtype)
