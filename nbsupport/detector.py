@@ -1,8 +1,7 @@
 """The classifier of boundary information: it tells adversarial from benign images by their rays."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from nbsupport import checks, intervals
 from nbsupport.boundary.profile import Profile, purity
 from nbsupport.intervals import Rate
-from nbsupport.runtime import full_float32
+from nbsupport.runtime import full_float32, repeatable, sent
 
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
@@ -116,7 +115,7 @@ class Detector:
             )
         purities = purity(profile, num_classes=self.num_classes, top=PURITIES)
         parts = zip(profile.distance.split(_ROWS), purities.split(_ROWS), strict=True)
-        with _exact():
+        with repeatable(), full_float32():
             return torch.cat([self.logits(distance, share).double().softmax(1)[:, 1] for distance, share in parts])
 
     def rates(
@@ -258,7 +257,7 @@ def fit(
     losses = torch.empty(steps, device=device)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)
     noise = partial(dropout, generator=generator)
-    with torch.enable_grad(), _exact():
+    with torch.enable_grad(), repeatable(), full_float32():
         for step in range(steps):
             batch = order[step]  # benign first
             loss = F.cross_entropy(network(distances[batch], purities[batch], noise), labels)
@@ -306,7 +305,7 @@ def dropout(h: Tensor, generator: torch.Generator | None) -> Tensor:
     the same on every device, and the global random numbers stay untouched.
     """
     count = h.numel()
-    drawn = torch.randint(256, (math.ceil(count / 8), 1), dtype=torch.uint8, generator=generator).to(h.device)
+    drawn = sent(torch.randint(256, (math.ceil(count / 8), 1), dtype=torch.uint8, generator=generator), h.device)
     coins = (drawn >> torch.arange(8, dtype=torch.uint8, device=h.device)) & 1
     return 2 * h * coins.flatten()[:count].view(h.shape)
 
@@ -315,16 +314,3 @@ def orders(count: int, steps: int, rows: int, generator: torch.Generator | None)
     """Return the rows (steps, rows) of `count` to visit: one random permutation after another."""
     cycles = math.ceil(steps * rows / count)
     return torch.rand(cycles, count, generator=generator).argsort(1).flatten()[: steps * rows].view(steps, rows)
-
-
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """Let cuDNN add in a fixed order, and in full float32."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    try:
-        cudnn.benchmark, cudnn.deterministic = False, True
-        with full_float32():
-            yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before

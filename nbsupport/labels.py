@@ -117,8 +117,7 @@ class Labeller:
             flat = torch.addcmul(flat, self._offsets[one], length)
         flat.clamp_(0, 1)
         with runtime.reduced_precision("mixed" if reduced else "float32", self.device):
-            z: Tensor = self.model(runtime.as_images(self.model, flat, self.shape))
-        checks.logits_shape(z, count=rows)
+            z = runtime.forward(self.model, runtime.as_images(self.model, flat, self.shape))
         self._broken += (~z.isfinite()).sum()
         return z.float() if reduced else z
 

@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from nbsupport import checks, files
 from nbsupport.data.image_set import ImageSet
-from nbsupport.runtime import device_of, frozen, laid_out, predict, rows_per_batch
+from nbsupport.runtime import (
+    constant,
+    device_of,
+    forward,
+    frozen,
+    laid_out,
+    predict,
+    repeatable,
+    rows_per_batch,
+    sent,
+)
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
 AUGMENTATIONS = ("none", "crop", "crop-flip")
@@ -122,15 +132,15 @@ def fit(
         for epoch in range(len(kept["rows"]), epochs):
             began = time.perf_counter()
             seed = int(torch.randint(2**62, (), generator=generator))
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), repeatable():
                 torch.manual_seed(seed)  # of the global stream, from which dropout draws; restored after the epoch
                 model.train()
                 total = torch.zeros((), device=device)
-                order = torch.randperm(len(train_set), generator=generator)
+                order = torch.randperm(len(train_set), generator=generator).to(device)
                 for batch, index in enumerate(order.tensor_split(batches)):
                     step = epoch * batches + batch
                     optimiser.param_groups[0]["lr"] = lr * _rate((step + 0.5) / (epochs * batches))
-                    x, y = train_set.x[index.to(device)], train_set.y[index.to(device)]
+                    x, y = train_set.x[index], train_set.y[index]
                     if augment != "none":
                         x = augmented(x, generator, flip=augment == "crop-flip")
                     attack = schedule[epoch]
@@ -205,7 +215,7 @@ def _check_classes(model: nn.Module, *parts: ImageSet) -> None:
     """Raise ValueError unless `model` gives logits and has one for every label of `parts`."""
     with frozen(model), torch.no_grad():
         x = parts[0].x[:32]
-        z = model(laid_out(model, x))
+        z = forward(model, x)
     checks.logits(z, count=len(x))
     checks.not_probabilities(z)
     for part in parts:
@@ -221,8 +231,8 @@ def augmented(x: Tensor, generator: torch.Generator | None, *, flip: bool) -> Te
     """Return `x` (N, C, H, W) cropped at random from a zero-padded frame and, if asked, flipped at random."""
     n, _, height, width = x.shape
     pad = height // 8
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
-    flipped = (torch.rand(n, generator=generator) < 0.5 * flip).to(x.device)
+    top, left = sent(torch.randint(0, 2 * pad + 1, (2, n), generator=generator), x.device)
+    flipped = sent(torch.rand(n, generator=generator) < 0.5 * flip, x.device)
     windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, top, left, H, W)
     crops = windows[torch.arange(n, device=x.device), :, top, left]
     return torch.where(flipped[:, None, None, None], crops.flip(3), crops)
@@ -242,11 +252,11 @@ def linf_adversary(*, eps: float, steps: int, step_size: float, generator: torch
     def ascend(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
         offset = (2 * torch.rand(x.shape, generator=generator) - 1) * eps
-        x_adv = (x + offset.to(x.device)).clamp(low, high)
-        with frozen(model), torch.enable_grad():
+        x_adv = (x + sent(offset, x.device)).clamp(low, high)
+        with constant(model), torch.enable_grad():  # in the precision of the step that it is made for
             for _ in range(steps):
                 x_adv = x_adv.detach().requires_grad_()
-                loss = F.cross_entropy(model(laid_out(model, x_adv)), y, reduction="sum")
+                loss = F.cross_entropy(forward(model, x_adv), y, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, x_adv)
                 x_adv = (x_adv.detach() + step_size * gradient.sign()).clamp(low, high)
         return x_adv

@@ -36,7 +36,7 @@ _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _COPIES = {"_to_copy", "copy_"}
 
 
-class MixedError(RuntimeError):
+class MixedError(Exception):
     """What a GPU refuses: tensors of two devices, or a generator of another one."""
 
 
@@ -65,6 +65,9 @@ class OnDevice(Tensor):
 
     def __init__(self, host: Tensor) -> None:
         self.host = host
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
 
     def __repr__(self) -> str:
         return f"OnDevice({self.host!r})"

@@ -1,10 +1,13 @@
 """Devices, random streams, frozen models and batch sizes."""
 
+import threading
+
 import pytest
 import torch
+from accelerator import DEVICE, StandIn
 from torch import nn
 
-from nbsupport import runtime
+from nbsupport import models, runtime
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -97,6 +100,50 @@ def test_frozen_gives_gradients_for_images_only():
     assert all(p.grad is None for p in model.parameters())
 
 
+def flags():
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.conv.fp32_precision, products.fp32_precision, cudnn.deterministic, cudnn.benchmark
+
+
+def test_frozen_computes_in_full_float32_and_repeatably():
+    before = flags()
+    assert before != ("ieee", "ieee", True, False)
+    with runtime.frozen(small_model()):
+        assert flags() == ("ieee", "ieee", True, False)
+        with runtime.frozen(small_model()):
+            pass
+        assert flags() == ("ieee", "ieee", True, False)
+    assert flags() == before
+    with runtime.constant(small_model()):
+        assert flags() == before
+
+
+def test_contexts_of_two_threads_that_overlap_leave_the_flags_as_they_were():
+    """The first to enter is the first to leave: alone, each would restore what it has found."""
+    before, entered, leave = flags(), threading.Event(), threading.Event()
+
+    def other():
+        with runtime.frozen(small_model()):
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with runtime.frozen(small_model()):
+        thread.start()
+        assert entered.wait(60)
+    assert flags() == ("ieee", "ieee", True, False), "the other thread is still inside"
+    leave.set()
+    thread.join()
+    assert flags() == before
+
+
+def test_flags_are_restored_after_an_error():
+    before = flags()
+    with pytest.raises(RuntimeError, match="inside"), runtime.frozen(small_model()):
+        raise RuntimeError("inside")
+    assert flags() == before
+
+
 @pytest.mark.parametrize("in_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224), (1, 1, 1)])
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_batches_are_powers_of_two_within_bounds(in_shape, device):
@@ -116,6 +163,34 @@ def test_a_model_may_state_its_batch():
     model.batch_rows = {"cuda": 5}
     assert runtime.rows_per_batch(model, (1, 28, 28), CUDA) == 5
     assert runtime.rows_per_batch(model, (1, 28, 28), CPU) == 128
+
+
+def test_kept_bytes_are_those_of_the_tensors_that_a_backward_pass_needs():
+    """The pixels, for the convolution, and what the ReLU gives, for itself and, flattened, for the next layer."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+    assert runtime.kept_bytes(model, (1, 8, 8)) == 4 * (64 + 4 * 64)
+    with StandIn():
+        assert runtime.kept_bytes(small_model().to(DEVICE), (1, 3, 3)) == runtime.kept_bytes(small_model(), (1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "in_shape", "rows"),
+    [("digits_cnn", (1, 8, 8), 16384), ("mnist_cnn", (1, 28, 28), 8192), ("resnet20", (3, 32, 32), 2048)],
+)
+def test_a_gpu_s_batch_of_a_small_network_is_that_of_the_rule_of_thumb(name, in_shape, rows):
+    model = models.build(name, in_shape=in_shape, num_classes=10)
+    assert runtime.rows_per_batch(model, in_shape, CUDA) == rows
+    assert rows * runtime.kept_bytes(model, in_shape) <= 8 * 2**30
+
+
+def test_a_gpu_s_batch_of_a_large_network_fits_in_its_memory():
+    """`wrn_34_10`: each of 15 units keeps five tensors or more, of 160, 320, 640 channels at 32^2, 16^2, 8^2 pixels."""
+    model = models.build("wrn_34_10", in_shape=(3, 32, 32), num_classes=10)
+    rows, size = runtime.rows_per_batch(model, (3, 32, 32), CUDA), runtime.kept_bytes(model, (3, 32, 32))
+    assert size > 4 * 5 * 5 * (160 * 32**2 + 320 * 16**2 + 640 * 8**2)
+    assert rows * size <= 8 * 2**30 < 2 * rows * size
+    assert rows & (rows - 1) == 0
+    assert runtime.rows_per_batch(model, (3, 32, 32), CPU) == 32
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -154,3 +229,39 @@ def test_logits_and_classes_come_in_the_order_of_the_images_whatever_the_batch()
     assert not z.requires_grad
     torch.testing.assert_close(z, model.eval()(x).detach())
     assert runtime.predict(model, x).tolist() == z.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 9, 12, 13, 17])
+def test_batches_of_a_gpu_have_few_sizes_and_the_rows_of_the_cpu(rows):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    x, seen = torch.rand(rows, 1, 2, 2), []
+    model.register_forward_hook(lambda module, given, z: seen.append(len(z)))
+
+    def looked_at(x):
+        z = runtime.forward(model, x.requires_grad_())
+        return z.detach(), torch.autograd.grad(z.square().sum(), x)[0]
+
+    expected = looked_at(x.clone())
+    with StandIn():
+        model = model.to(DEVICE)
+        found = looked_at(x.to(DEVICE))
+    least = min(size for k in range(6) for size in (2**k, 3 * 2**k) if size >= rows)
+    assert seen == [rows, least if rows else 0]
+    for there, here in zip(found, expected, strict=True):
+        torch.testing.assert_close(there.host, here)
+
+
+def test_logits_of_wrong_shape_are_refused_whatever_a_batch_is_filled_with():
+    model = nn.Flatten(0)
+    with pytest.raises(ValueError, match=r"expected logits of shape \(5, classes\) from the model, got \(20,\)"):
+        runtime.forward(model, torch.rand(5, 1, 2, 2))
+    with StandIn(), pytest.raises(ValueError, match=r"expected logits of shape \(6, classes\) from the model"):
+        runtime.forward(model, torch.rand(5, 1, 2, 2).to(DEVICE))
+
+
+def test_what_is_sent_arrives_without_waiting():
+    with StandIn() as standin:
+        there = runtime.sent(torch.arange(3), DEVICE)
+    assert there.host.tolist() == [0, 1, 2]
+    assert standin.waits == []
+    assert runtime.sent(torch.arange(3), CPU).tolist() == [0, 1, 2]

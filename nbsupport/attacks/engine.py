@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.pool import State, drain
 from nbsupport.record import Record
-from nbsupport.runtime import PRECISIONS, Precision, device_of, laid_out, reduced_precision, rows_per_batch
+from nbsupport.runtime import PRECISIONS, Precision, device_of, forward, reduced_precision, rows_per_batch
 
 Weigh = Callable[[Tensor], Tensor]  # margins -> weights of the same shape
 
@@ -96,7 +96,7 @@ class Problem:
         x, y = x.detach().to(device), y.to(device)
         batches = x.split(rows_per_batch(model, tuple(x.shape[1:]), device))
         with torch.no_grad(), checks.forward_pass(model, tuple(x.shape[1:])):
-            outputs = [model(laid_out(model, batch)) for batch in batches]
+            outputs = [forward(model, batch) for batch in batches]
         for batch, output in zip(batches, outputs, strict=True):
             checks.logits(output, count=len(batch))
         logits = torch.cat(outputs)
@@ -110,7 +110,7 @@ class Problem:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits (R, L) of a batch (R, C, H, W)."""
-        z: Tensor = self.model(laid_out(self.model, x)).float()
+        z = forward(self.model, x).float()
         self.bad_logits.add_(_not_finite(z.detach()).count_nonzero())
         return z
 

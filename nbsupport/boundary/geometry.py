@@ -322,10 +322,11 @@ def triple_points(
     checks.count(pairs, name="pairs")
     checks.count(size, name="size", low=2)
     drawn = _pairs(directions, pairs, generator)
-    offsets = torch.linspace(-reach, reach, size)
-    every, cells = torch.arange(len(x) * pairs), []
+    cells = []
     with runtime.frozen(model):
         label = Labeller(model, x, directions, precision=precision, reach=2**0.5 * reach)
+        every, drawn = torch.arange(len(x) * pairs, device=label.device), drawn.to(label.device)
+        offsets = torch.linspace(-reach, reach, size).to(label.device)
         for number in every.split(max(1, _BATCHES * label.rows // size**2)):
             planes = torch.cat((number[:, None] // pairs, drawn[number % pairs]), 1)
             cells.append(_triple_cells(grid_labels(label, planes, offsets, offsets)))
@@ -463,9 +464,9 @@ def margin_gradient(model: nn.Module, points: Tensor, upper: Tensor, lower: Tens
 
     One batch, on the model's device; the caller keeps the model frozen.
     """
-    batch = runtime.laid_out(model, points.detach()).requires_grad_()
+    batch = points.detach().requires_grad_()
     with torch.enable_grad():
-        z = model(batch)
+        z = runtime.forward(model, batch)
         checks.logits(z, count=len(points))
         difference = z.gather(1, upper[:, None]) - z.gather(1, lower[:, None])
         (gradient,) = torch.autograd.grad(difference.sum(), batch)
@@ -491,7 +492,7 @@ def _way_out(model: nn.Module, x: Tensor) -> Tensor:
     """Return the gradient (D,) of the runner-up's logit minus the winner's at `x` (1, C, H, W)."""
     x = x.to(runtime.device_of(model, x))
     with torch.no_grad():
-        z = model(runtime.laid_out(model, x))
+        z = runtime.forward(model, x)
     checks.logits(z, count=1)
     winner, runner_up = z.topk(2).indices[0]
     return margin_gradient(model, x, runner_up[None], winner[None])[0].cpu()
