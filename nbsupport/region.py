@@ -276,10 +276,11 @@ def count(label: Labeller, images: int, radius: float, plan: Plan) -> Tensor:
         more = plan(counts)
         image = torch.arange(images, device=label.device).repeat_interleave(more)  # (R,), R = more.sum()
         if not len(image):
+            label.require_finite()
             return counts
         first = used - (more.cumsum(0) - more)
         point = torch.arange(len(image), device=label.device) + first[image]
-        found = label(image, point, torch.full((len(image),), radius, device=label.device))
+        found, _ = label.look(image, point, torch.full((len(image),), radius, device=label.device))
         counts.index_put_((image, found), torch.ones_like(found), accumulate=True)
         used = used + more
 
@@ -320,11 +321,11 @@ def looks_at(samples: int) -> list[int]:
 
 def until_look(counts: Tensor, looks: list[int], level: float) -> Tensor:
     """Return the points (N,) to the next look, 0 where the winner leads at `level` or all points were used."""
-    used = counts.sum(1)
-    ends = torch.tensor([*looks, looks[-1]], device=counts.device)
+    held = counts.cpu()  # where the test is computed: the one wait for it
+    used, ends = held.sum(1), torch.tensor([*looks, looks[-1]])
     more = ends[torch.searchsorted(ends[:-1], used, right=True)] - used
-    undecided = torch.as_tensor(p_value(counts, counts.argmax(1)) > level, device=counts.device)
-    return torch.where(undecided, more, 0)
+    undecided = torch.from_numpy(p_value(held, held.argmax(1)) > level)
+    return runtime.sent(torch.where(undecided, more, 0), counts.device)
 
 
 def vote(counts: Tensor, label: Tensor, level: float, *, half_width: float, dim: int) -> Vote:
@@ -332,24 +333,26 @@ def vote(counts: Tensor, label: Tensor, level: float, *, half_width: float, dim:
 
     The certificate is that of hypercubes of half-width `half_width` in `dim` dimensions; none, that is 0, for 0.
     """
-    k, n = (votes.cpu().numpy() for votes in (_votes_for(label, counts), counts.sum(1)))
+    winner, held = label.cpu(), counts.cpu()
+    k, n = _votes_for(winner, held).numpy(), held.sum(1).numpy()
     lower = np.where(k > 0, stats.beta.ppf(level / 2, np.maximum(k, 1), n - k + 1), 0.0)
     upper = np.where(k < n, stats.beta.ppf(1 - level / 2, k + 1, np.maximum(n - k, 1)), 1.0)
     certain = lower > 0.5
     l1 = np.where(certain, 2 * half_width * (lower - 0.5), 0.0)
     linf = np.where(certain, -2 * half_width * np.expm1(np.log(1.5 - lower) / dim), 0.0)
-    known = lower, upper, p_value(counts, label) > level, l1, linf
-    return Vote(label, counts, counts.sum(1), *(torch.as_tensor(array, device=counts.device) for array in known))
+    known = lower, upper, p_value(held, winner) > level, l1, linf
+    return Vote(
+        label, counts, counts.sum(1), *(runtime.sent(torch.from_numpy(array), counts.device) for array in known)
+    )
 
 
 def p_value(counts: Tensor, label: Tensor) -> NDArray[np.float64]:
     """Return the p (N,) of the two-sided binomial test at 1/2 of `label` (N,) against the most frequent other class.
 
-    1 where `label` does not lead: the test asks only whether it does.
+    1 where `label` does not lead: the test asks only whether it does. `counts` and `label` lie on the CPU.
     """
-    votes = _votes_for(label, counts)
     others = counts.scatter(1, label[:, None], -1).amax(1)
-    first, second = votes.cpu().numpy(), others.cpu().numpy()
+    first, second = _votes_for(label, counts).numpy(), others.numpy()
     p: NDArray[np.float64] = np.minimum(2 * stats.binom.sf(first - 1, first + second, 0.5), 1.0)
     return p
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.attacks.engine import Attack, Objective, Problem, across, in_batches, per_image
 from nbsupport.record import Record
-from nbsupport.runtime import device_of, frozen, laid_out
+from nbsupport.runtime import device_of, forward, frozen
 
 BATCH = 256  # rows of the batch in which every example is scored again
 
@@ -215,13 +215,13 @@ def _beaten(goal: Objective, attack: Attack, image: Tensor, directions: Tensor, 
     for part in in_batches(image, problem.rows(goal.count)):
         reached[part] = goal.margins(attack.x_adv[part], problem.label[part]).amax(1)
     for objective, bar in ((Objective(problem), torch.zeros_like(size)), (goal, reached)):
-        kept = [pairs[:0]]
+        fits = [torch.zeros_like(pairs[:0], dtype=torch.bool)]
         for part in in_batches(pairs, problem.rows(objective.count)):
             chosen = image[part // count]
             moved = (problem.x[chosen] + per_image(size[chosen]) * directions[part % count]).clamp(0, 1)
             margin = objective.margins(moved, problem.label[chosen]).amax(1)
-            kept.append(part[across(margin) & (margin <= bar[chosen])])
-        pairs = torch.cat(kept)
+            fits.append(across(margin) & (margin <= bar[chosen]))
+        pairs = pairs[torch.cat(fits)]  # waits once, not for every batch
     return len(image[pairs // count].unique())
 
 
@@ -234,7 +234,7 @@ def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
     the release), whose pixels at 0 have not had the time to leave: with 500 steps its distortion is a third lower.
     """
     problem = goal.problem
-    pixels, stuck = 0, 0
+    seen = [torch.zeros(2, dtype=torch.int64, device=problem.x.device)]  # pixels pulled inwards, and those that stayed
     image = (attack.correct & (attack.rms > 0)).nonzero().squeeze(1)
     for part in in_batches(image, problem.rows(goal.count)):
         x, x_adv, label = problem.x[part], attack.x_adv[part], problem.label[part]
@@ -245,8 +245,9 @@ def _stuck(goal: Objective, attack: Attack) -> Indicator | None:
         inwards = ((x == 0) & upwards) | ((x == 1) & downwards)
         change = (x_adv - x).abs()
         mean = change.flatten(1).sum(1) / (change > 0).flatten(1).sum(1)
-        pixels += int(inwards.sum())
-        stuck += int((inwards & (change < _MOVED * per_image(mean))).sum())
+        stayed = inwards & (change < _MOVED * per_image(mean))
+        seen.append(torch.stack((inwards.sum(), stayed.sum())))
+    pixels, stuck = torch.stack(seen).sum(0).tolist()
     message = (
         f"{stuck} of {pixels} pixels at 0 or 1 stayed although the gradient pulls them inwards; raise steps or lr, and "
         "in a tanh space start a little inside the ends"
@@ -332,6 +333,6 @@ def _undone(
     x, n = problem.x, len(problem.x)
     index = torch.arange(-(-n // rows) * rows if fill else n, device=x.device) % n
     with torch.no_grad():
-        labels = [model(laid_out(model, x[part].to(dtype))).argmax(1) for part in index.split(rows)]
+        labels = [forward(model, x[part].to(dtype)).argmax(1) for part in index.split(rows)]
     label = torch.cat(labels)[:n]
     return label != problem.label if problem.targeted else label == problem.label
