@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from kernels_for_keep import Calls, Other, Sums, Weighted, one_row, sums, total_of
+from accelerator import DEVICE, StandIn
+from kernels_for_keep import Calls, Other, Sums, Weighted, one_row, placed, sums, total_of
 from torch import Tensor, nn
 
-from nbsupport import files, models, store, suite, train
+from nbsupport import files, models, runtime, store, suite, train
 from nbsupport.store import DamagedArtifact, MissingInput, Run, journal
 
 NAME = "attacks/normal/a"
@@ -327,6 +328,26 @@ def test_the_size_of_shards_is_noted(run: Run) -> None:
     run.keep(NAME, sums, Weighted(), X, Y, seed=("a",))
     sizes = store.manifest.read(run.dir)["batch_sizes"]
     assert sizes["images_per_shard_attacks"] == max(32, sizes["rows"])
+
+
+def test_shards_grow_with_the_batches_of_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4096 times 3 images where a batch of the GPU holds 4096 times as many."""
+    monkeypatch.setattr(runtime, "best_device", lambda: DEVICE)
+    model = Weighted()
+    vars(model)["batch_rows"] = {"cpu": 4, DEVICE.type: 16384}
+    for shard, expected in ((3, 3 * 4096), (None, 16384)):
+        keep(run, model, shard=shard)
+        assert store.manifest.read(run.dir)["batch_sizes"]["images_per_shard_attacks"] == expected
+
+
+def test_records_are_brought_to_where_a_run_computes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "best_device", lambda: DEVICE)
+    monkeypatch.setattr(Calls, "seen", seen := [])
+    record = Sums(torch.arange(3.0), torch.zeros(3))
+    with StandIn():
+        stored = run.keep_result("audit/normal/a", placed, record)
+    assert seen == [DEVICE]
+    assert stored.value.tolist() == [3.0]
 
 
 # Reading

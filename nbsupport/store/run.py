@@ -176,7 +176,7 @@ class Run:
             What the random numbers are for: a kernel that takes a `generator` is given the one that the run's seed and
             this purpose name, the same for every shard, so that all images share its draws. None: it is given none.
         shard : int, optional
-            Images stored at once; None: a size that depends on the model and the kind of device alone.
+            Images stored at once on a CPU; on a GPU as many times more as a batch holds there. None: a batch.
         **settings
             Handed to the kernel whole.
 
@@ -214,9 +214,11 @@ class Run:
     def keep_result(self, name: str, function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any) -> Any:
         """Return `function(*inputs, **settings)` as `keep` does, for a result that is one piece: a detector, an audit.
 
-        The result has `tensors` and its class `from_tensors`. A function that takes `progress` is given one, which
-        reports to the journal.
+        The result has `tensors` and its class `from_tensors`. Records among `inputs` are moved to this process's
+        device. A function that takes `progress` is given one, which reports to the journal.
         """
+        from nbsupport.record import Record
+
         options = {**settings, **self._generator(function, seed)}
         report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
         if "progress" in _names(function):
@@ -228,9 +230,12 @@ class Run:
 
         described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
         made_from = self._parts(function, described, seed)
-        return self._computed(
-            name, 1, 1, lambda start, stop: (function(*inputs, **options), {}), made_from, unless_told
-        )
+
+        def compute(start: int, stop: int) -> tuple[Any, dict[str, Tensor]]:
+            here = [value.to(self.device) if isinstance(value, Record) else value for value in inputs]
+            return function(*here, **options), {}
+
+        return self._computed(name, 1, 1, compute, made_from, unless_told)
 
     def _computed(self, name: str, total: int, shard: int, compute: Any, made_from: Any, report: Kernel) -> Any:
         if name not in self._read or kept.changed(self._read[name][1], made_from):
@@ -290,14 +295,17 @@ class Run:
         """Return how many images are stored at once, by default a full batch of the model; it is noted in run.json.
 
         With fewer the engine's slots would not be full: on digits an attack on 16 images at a time takes 1.5 to 1.7
-        times as long as on 96.
+        times as long as on 96. What is `asked` for fits a CPU; on a GPU it grows as a batch does.
         """
+        import torch
+
         from nbsupport import runtime
 
-        rows = runtime.rows_per_batch(model, in_shape, self.device)
-        sizes = {"rows": rows, f"images_per_shard_{name.split('/')[0]}": asked or max(32, rows)}
+        rows, on_cpu = (runtime.rows_per_batch(model, in_shape, each) for each in (self.device, torch.device("cpu")))
+        size = max(32, rows) if asked is None else asked * max(1, rows // on_cpu)
+        sizes = {"rows": rows, f"images_per_shard_{name.split('/')[0]}": size}
         manifest.update(self.dir, lambda contents: contents["batch_sizes"].update(sizes))
-        return asked or max(32, rows)
+        return size
 
     def load(self, name: str) -> Any:
         """Return what `keep` stored under `name`, such as "attacks/normal/FGSM", in this or an earlier notebook.
