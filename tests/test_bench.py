@@ -179,6 +179,44 @@ def test_the_model_alone_passes_full_batches() -> None:
     assert (run.result, run.forwards, run.backwards) == (6, 6, 0)
 
 
+def test_waits_for_a_gpu_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch reports them, where it is asked to; other warnings are none of them."""
+    modes: list[str | int] = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def call() -> str:
+        for text in ["called a synchronizing CUDA operation (from somewhere)"] * 3 + ["another"]:
+            warnings.warn(text, stacklevel=1)
+        return "done"
+
+    assert measure.counting_waits(call, torch.device("cuda")) == ("done", 3)
+    assert modes == [0, "warn", 0]
+    assert measure.counting_waits(lambda: "done", torch.device("cpu")) == ("done", None)
+
+
+@pytest.mark.gpu
+def test_waits_for_a_real_gpu_are_counted(cuda: torch.device) -> None:
+    x = torch.arange(4, device=cuda)
+    assert measure.counting_waits(lambda: [int(x[1]), x.sum(), x.tolist()], cuda)[1] == 2
+
+
+def test_rows_of_a_gpu_say_how_often_the_host_waited(narrator: Narrator, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_attacks = bench.all_attacks
+    monkeypatch.setattr(bench, "all_attacks", lambda *given: all_attacks(*given)[:1])
+    for waits, columns in ((None, set()), (7, {"waits", "images_per_s"})):
+        monkeypatch.setattr(measure, "counting_waits", lambda call, device, waits=waits: (call(), waits))
+        row = next(
+            row for row in bench.table_rows("attacks", of_half_space(), 1e9, narrator) if row["bench"] != "engine"
+        )
+        assert {"waits", "images_per_s"} & row.keys() == columns
+        if waits:
+            assert (row["waits"], row["images_per_s"]) == (7, pytest.approx(6 / row["seconds"]))
+            text = Results("a", {"device_name": "b", "threads": 1, "torch": "c"}, [], {}, [row]).as_text()
+            assert "images/s" in text
+            assert "waits" in text
+
+
 # the published loops
 
 

@@ -66,7 +66,7 @@ class Results:
         """Return a table for each benchmark.
 
         `forwards` and `backwards` are passes of one image, or of one ray, `matrix` is the share of the machine's matrix
-        rate, and `speed` compares with the first row.
+        rate, `speed` compares with the first row, and `waits`, on a GPU, says how often the host waited for it.
         """
         machine = self.machine
         threads = f"{machine['threads']} thread" + ("s" if machine["threads"] > 1 else "")
@@ -142,7 +142,10 @@ def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrat
         narrator.coming(case.what, longest)
         run = measure.measure(case, subject, narrator.ticker(case.what, case.passes * n, "passes at most"))
         first = first or run
-        yield row(name, run, attacked(subject, run) if attacking else compared(run, first))
+        found = attacked(subject, run) if attacking else compared(run, first)
+        yield row(
+            name, run, found if run.waits is None else {"images_per_s": n / run.seconds, **found, "waits": run.waits}
+        )
     if name == "attacks":
         narrator.coming("memory", 2 * measure.STEPS * sum(MEMORY_COUNTS) / paces["float32"])
         yield from memory(subject)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -201,7 +202,10 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the call of `case` returned, its seconds, the images that passed forward and backward, the peak in bytes."""
+    """What the call of `case` returned, its seconds, the images that passed forward and backward, the peak in bytes.
+
+    `waits` says how often the host waited for the device; None where it is a CPU.
+    """
 
     case: Case
     result: Any
@@ -209,6 +213,7 @@ class Measured:
     forwards: int
     backwards: int
     peak: int
+    waits: int | None
 
     @property
     def passes_per_s(self) -> float:
@@ -237,12 +242,12 @@ def measure(case: Case, subject: Subject, tick: Tick = lambda done: None) -> Mea
     with contextlib.nullcontext(plain(subject.model)) if case.plain else runtime.frozen(subject.model) as model:
         call(subject if device.type == "cuda" else subject.first(_WARM_UP_IMAGES), min(case.steps, 2))
         reset_peak(device)
-        result, spent = None, 0.0
+        result, spent, waits = None, 0.0, None
         with model.register_forward_hook(count):
             while not spent or spent < case.seconds:
-                result, last = timed(lambda: call(subject, case.steps), device)
+                (result, waits), last = timed(lambda: counting_waits(lambda: call(subject, case.steps), device), device)
                 spent += last
-    return Measured(case, result, spent, passed["forwards"], passed["backwards"], peak_bytes(device))
+    return Measured(case, result, spent, passed["forwards"], passed["backwards"], peak_bytes(device), waits)
 
 
 def batch(subject: Subject, precision: runtime.Precision, *, backward: bool, rows: int | None = None) -> Case:
@@ -312,6 +317,20 @@ def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     result = call()
     wait(device)
     return result, time.perf_counter() - start
+
+
+def counting_waits(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """Return what `call` returns, and how often it made the host wait for a GPU, as far as torch notices it."""
+    if device.type != "cuda":
+        return call(), None
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True, action="always") as told:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return result, sum("called a synchronizing CUDA operation" in str(one.message) for one in told)
 
 
 def reset_peak(device: torch.device) -> None:
