@@ -127,10 +127,12 @@ KERNELS: dict[str, Call] = {
 BOUNDS = {
     "triple_points": 30,
     "search_radius": 60,
+    "probe, refine": 14,  # two drains
     "failure_indicators, eps": 30,
     "failure_indicators, l2": 30,
     "geometry": 24,
     "stability": 15,
+    "probe, refine": 14,  # two drains of the pool
 }
 
 
