@@ -38,9 +38,10 @@ class Weighted(nn.Module):
 
 
 class Calls:
-    """What `sums` was called with, and the image at which it stops."""
+    """What `sums` and `keeps` were called with, and the image at which `sums` stops."""
 
     made: ClassVar[list[int]] = []
+    given: ClassVar[list[Tensor]] = []
     stop_at: ClassVar[float | None] = None
 
 
@@ -71,3 +72,9 @@ def total_of(record: Sums, *, plus: float, generator: torch.Generator | None = N
     """Return the sum of all rows: one piece."""
     Calls.made.append(-1)
     return Other(record.total.sum()[None] + plus + torch.rand(1, generator=generator))
+
+
+def keeps(model: nn.Module, x: Tensor, *, directions: Tensor) -> Other:
+    """Return zeros, and note in `Calls.given` the directions that it was given."""
+    Calls.given.append(directions)
+    return Other(torch.zeros(len(x)))
