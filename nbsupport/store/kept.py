@@ -214,8 +214,8 @@ def computed(
     Returns
     -------
     tensors, metadata
-        Each tensor has `total` rows and lies on the CPU. The metadata hold `seconds`, what it took, and `record`, the
-        class of the result.
+        Each tensor has `total` rows and stays in the file (`files.load_with_metadata`). The metadata hold `seconds`,
+        what it took, and `record`, the class of the result.
 
     Raises
     ------
