@@ -17,7 +17,7 @@ from nbsupport.runtime import full_float32, repeatable, sent
 
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
-_ROWS = 1024  # profiles scored at once
+_ROWS = 1024  # profiles scored, or made into inputs, at once
 _NUMBERS = {"num_classes": torch.int64, "rays": torch.int64}  # what is stored beside the weights and the history
 _NUMBERS |= dict.fromkeys(("unreached", "shift", "scale"), torch.float64)
 
@@ -249,10 +249,11 @@ def fit(
     order = orders(len(benign), steps, rows, generator)
     paired = len(benign) == len(adversarial)
     other = order if paired else orders(len(adversarial), steps, rows, generator)
-    order = torch.cat((order, other + len(benign)), 1).to(device)  # (steps, 2 * rows), the rows of `both`
-    both = Profile.cat([benign, adversarial.to(device)])
-    distances = _input(both.distance.float(), unreached, shift, scale)
-    purities = purity(both, num_classes=num_classes, top=PURITIES).float()
+    order = torch.cat((order, other + len(benign)), 1).to(device)  # (steps, 2 * rows), the rows of both sides
+    sides = benign, adversarial.to(device)
+    parts = [part for side in sides for part in side.distance.split(_ROWS)]  # a sort takes three times its input
+    distances = torch.cat([_input(part.float(), unreached, shift, scale) for part in parts])
+    purities = torch.cat([purity(side, num_classes=num_classes, top=PURITIES) for side in sides]).float()
     labels = torch.arange(2, device=device).repeat_interleave(rows)
     losses = torch.empty(steps, device=device)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)

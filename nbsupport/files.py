@@ -92,16 +92,23 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file of `save_tensors`; raises DamagedArtifact as `load_tensors`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    """Return the tensors and the metadata of a file of `save_tensors`; raises DamagedArtifact as `load_tensors`.
 
-    data = path.read_bytes()
-    metadata = _metadata(path, data)
+    The tensors are the file itself, mapped into memory: the system reads what is used and lets go of it when memory is
+    short, so that a chapter may hold profiles that are larger than memory. Writing to a tensor leaves the file alone.
+    A file is replaced, never rewritten, so that what was loaded stays as it was.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_metadata(path)  # says what is wrong with the header
     try:
-        tensors: dict[str, Tensor] = load(data)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError) as error:
         raise DamagedArtifact(path, f"unreadable: {error}") from None
+    if os.name != "posix":  # elsewhere a mapped file cannot be replaced
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = metadata.get("sha256")
     signed = {name: text for name, text in metadata.items() if name != "sha256"}
     if expected is None:

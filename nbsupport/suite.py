@@ -1,5 +1,6 @@
 """What the notebooks share: the attacks by name, the two trainings, which images are looked at. Plain functions."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -277,10 +278,14 @@ def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **
 
 
 def directions(s: Settings, in_shape: tuple[int, ...]) -> Tensor:
-    """Return the run's directions (K, D), the same for all images and both models."""
+    """Return the run's directions (K, D), the same for all images and both models; drawn once, not to be written to."""
     dim = math.prod(in_shape)
-    count = min(dim, 1000) if s.directions is None else s.directions
-    return boundary.directions(dim, count, negate=s.negate, generator=runtime.seeded(s.seed, "directions"))
+    return _directions(dim, min(dim, 1000) if s.directions is None else s.directions, s.negate, s.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _directions(dim: int, count: int, negate: bool, seed: int) -> Tensor:
+    return boundary.directions(dim, count, negate=negate, generator=runtime.seeded(seed, "directions"))
 
 
 def versions(

@@ -38,9 +38,10 @@ class Weighted(nn.Module):
 
 
 class Calls:
-    """What `sums` was called with, the image at which it stops, and where `placed` saw its record."""
+    """What `sums` and `keeps` were called with, where `sums` stops, and where `placed` saw its record."""
 
     made: ClassVar[list[int]] = []
+    given: ClassVar[list[Tensor]] = []
     seen: ClassVar[list[torch.device]] = []
     stop_at: ClassVar[float | None] = None
 
@@ -78,3 +79,9 @@ def placed(record: Sums) -> Other:
     """Return the sum of all rows, and note where they lie."""
     Calls.seen.append(record.total.device)
     return Other(record.total.sum()[None])
+
+
+def keeps(model: nn.Module, x: Tensor, *, directions: Tensor) -> Other:
+    """Return zeros, and note in `Calls.given` the directions that it was given."""
+    Calls.given.append(directions)
+    return Other(torch.zeros(len(x)))

@@ -377,6 +377,9 @@ def test_the_rows_of_a_benchmark(
     monkeypatch.setitem(sys.modules, "foolbox", None)
     monkeypatch.setattr(measure, "SIZE", 64)
     monkeypatch.setattr(measure, "memory_growth", lambda model, x, y, counts: [1_000_000 for _ in counts])
+    monkeypatch.setattr(
+        measure, "probe_cost", lambda model, in_shape, images, *rest: {"images": images, "growth_mb": 1.0}
+    )
 
     def short(what: str, call: Callable[..., object], steps: int, *rest: object, **more: object) -> Case:
         return Case(what, call, steps if steps <= 20 else 2, *rest, **more)  # grid and points are 20, an attack is cut
@@ -387,7 +390,7 @@ def test_the_rows_of_a_benchmark(
     found = bench.run(what, of_half_space(), narrator, images=4, keep=Path("rows.json"))
     assert kept == list(range(1, len(found.rows) + 1))
     tables = {row["bench"] for row in found.rows}
-    parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary"}, "region": {"region"}}
+    parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary", "scale"}, "region": {"region"}}
     parts["published"] = {"published"}
     assert tables == (
         set().union(*(parts[name] for name in ("attacks", "boundary", "region"))) if what == "all" else parts[what]
@@ -395,7 +398,7 @@ def test_the_rows_of_a_benchmark(
     assert all(
         row["images"] == 4 for row in found.rows if row["bench"] in ("attacks", "boundary", "region", "published")
     )
-    assert all(row["matrix_share"] > 0 for row in found.rows if row["bench"] != "memory")
+    assert all(row["matrix_share"] > 0 for row in found.rows if row["bench"] not in ("memory", "scale"))
     assert set(found.matrix_rate) == ({"attacks", "boundary", "region"} if what == "all" else {what})
     for row in found.rows:
         if row["bench"] in ("attacks", "boundary", "region", "published"):
@@ -404,7 +407,7 @@ def test_the_rows_of_a_benchmark(
     text = found.as_text().splitlines()
     assert max(map(len, text)) <= 120 or text[0].startswith("half-space")
     assert all(row["what"] in found.as_text() for row in found.rows)
-    assert " ".join(_heads(text)).split().count("matrix") == len(tables - {"memory"})  # no column was left out
+    assert " ".join(_heads(text)).split().count("matrix") == len(tables - {"memory", "scale"})  # no column was left out
 
 
 def _heads(text: list[str]) -> list[str]:
@@ -461,6 +464,14 @@ def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narr
     assert 0 < few["growth_mb"] < 100
     assert many["growth_mb"] - few["growth_mb"] < 5  # activations of 1,000 images would take more than 20
     assert getattr(s.model, "batch_rows", {}).get("cpu") == 512  # the subject's own model is left alone
+
+
+def test_a_probe_takes_little_more_memory_than_its_profile() -> None:
+    few, many = (measure.probe_cost(half_space(), (1, 8, 8), count, 128, [0.1]) for count in (10, 4000))
+    assert (many["images"], many["rays"], many["directions_mb"]) == (4000, 128, 128 * 64 * 4 / 1e6)
+    assert many["profile_mb"] == (4000 * 8 + 4000 * 128 * (4 + 2 + 1)) / 1e6
+    assert many["profile_mb"] < many["growth_mb"] - few["growth_mb"] < 8 * many["profile_mb"]
+    assert min(many["seconds"], many["draw_seconds"], many["rays_per_s"]) > 0
 
 
 @pytest.mark.gpu

@@ -109,6 +109,50 @@ def test_directions_are_the_qr_of_the_gaussian_whatever_the_library_s_signs() ->
     assert bool((r.diagonal() > 0).all())
 
 
+@pytest.fixture(scope="module")
+def long() -> Tensor:
+    """More numbers than are left to a QR decomposition: 128 directions of 3 x 224 x 224."""
+    return boundary.directions(150_528, 128, negate=False, generator=generator(3))
+
+
+def test_many_long_directions_are_orthogonal_of_rms_one_to_1e_6(long: Tensor) -> None:
+    assert (long.shape, long.dtype) == ((128, 150_528), torch.float32)
+    cosine = long.double() @ long.double().T / 150_528
+    assert float((cosine - torch.eye(128, dtype=torch.float64)).abs().max()) < 1e-6
+
+
+def test_many_long_directions_are_the_q_of_a_gaussian(long: Tensor) -> None:
+    """So they are uniformly distributed, as the few or short ones are."""
+    gaussian = torch.randn(128, 150_528, generator=generator(3)).double()
+    q, r = torch.linalg.qr(gaussian.T)
+    expected = (q * r.diagonal().sign()).T * 150_528**0.5
+    assert float((long - expected).abs().max()) < 1e-5
+
+
+def test_the_coordinates_of_many_long_directions_are_normal(long: Tensor) -> None:
+    """Five standard errors of the mean, the variance and the kurtosis of as many normal numbers."""
+    z, n = long.double(), long.numel()
+    assert abs(float(z.mean())) < 5 / n**0.5
+    assert abs(float(z.square().mean()) - 1) < 5 * (2 / n) ** 0.5
+    assert abs(float(z.pow(4).mean()) - 3) < 5 * (96 / n) ** 0.5
+    shifted = (z[:, :-1] * z[:, 1:]).mean(1)  # nor do pixels follow from their neighbours
+    assert float(shifted.abs().max()) < 5 * 150_528**-0.5
+
+
+def test_many_long_directions_follow_their_generator(long: Tensor) -> None:
+    assert torch.equal(long, boundary.directions(150_528, 128, negate=False, generator=generator(3)))
+    other = boundary.directions(150_528, 128, negate=True, generator=generator(4))
+    assert torch.equal(other[128:], -other[:128])
+    assert float((other[:128] @ long.T / 150_528).abs().max()) < 6 * 150_528**-0.5
+
+
+@pytest.mark.parametrize(("dim", "count"), [(784, 784), (3072, 300), (150_528, 19)])
+def test_short_or_few_directions_stay_those_of_the_qr_decomposition(dim: int, count: int) -> None:
+    q, r = torch.linalg.qr(torch.randn(dim, count, generator=generator(), dtype=torch.float64))
+    found = boundary.directions(dim, count, negate=False, generator=generator())
+    assert torch.equal(found, ((q * r.diagonal().sign()).T * math.sqrt(dim)).float())
+
+
 def test_directions_use_the_global_generator_by_default() -> None:
     torch.manual_seed(5)
     a, b = (boundary.directions(8, 2, negate=False) for _ in range(2))

@@ -171,6 +171,14 @@ def test_a_score_does_not_depend_on_the_batch(monkeypatch):
     assert trained.score(tested).numpy() == pytest.approx(together.numpy(), abs=1e-6)
 
 
+@pytest.mark.parametrize("counts", [(50, 50), (50, 23)])
+def test_a_fit_does_not_depend_on_how_its_inputs_are_cut(counts, monkeypatch):
+    sides = profiles(counts[0], number=1), profiles(counts[1], reach=1.2, number=2)
+    whole = fit(*sides, steps=20)
+    monkeypatch.setattr(detector, "_ROWS", 7)
+    assert fit(*sides, steps=20).history.equal(whole.history)
+
+
 def test_rates_count_errors():
     trained, benign, adversarial = fit(), profiles(31, number=7), profiles(23, reach=1.0, number=8)
     negative, positive = trained.score(benign).numpy(), trained.score(adversarial).numpy()

@@ -127,12 +127,13 @@ KERNELS: dict[str, Call] = {
 BOUNDS = {
     "triple_points": 30,
     "search_radius": 60,
-    "probe, refine": 14,  # two drains
     "failure_indicators, eps": 30,
     "failure_indicators, l2": 30,
-    "geometry": 24,
+    "geometry": 26,
     "stability": 15,
-    "probe, refine": 14,  # two drains of the pool
+    "audit": 14,
+    "reentry": 14,
+    "probe, refine": 14,
 }
 
 

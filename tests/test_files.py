@@ -39,6 +39,44 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
+def anonymous() -> int:
+    """Return the bytes of this process that no file holds."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("this system does not tell them apart")
+    return 1024 * int(status.read_text().partition("RssAnon:")[2].split()[0])
+
+
+def test_what_is_loaded_stays_in_its_file_until_it_is_written_to(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.safetensors", 2**23
+    files.save_tensors(path, {"x": torch.ones(size)})
+    before = anonymous()
+    x = files.load_tensors(path)["x"]
+    assert float(x.sum()) == size
+    assert anonymous() - before < x.nbytes / 2
+    x[:10] = 2
+    assert float(x.sum()) == size + 10
+    assert float(files.load_tensors(path)["x"].sum()) == size
+
+
+def test_what_is_loaded_stays_as_it_was_when_its_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    files.save_tensors(path, {"x": torch.ones(9)})
+    x = files.load_tensors(path)["x"]
+    files.save_tensors(path, {"x": torch.zeros(2)})
+    assert x.tolist() == [1] * 9
+
+
+def test_without_posix_nothing_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    files.save_tensors(path, {"x": torch.ones(2**20)})
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
+    x = files.load_tensors(path)["x"]
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert float(x.sum()) == 2**20
+
+
 def test_a_view_that_is_not_contiguous_is_saved_as_it_reads(tmp_path: Path) -> None:
     x = torch.arange(6.0).view(2, 3).t()
     files.save_tensors(tmp_path / "a.safetensors", {"x": x})

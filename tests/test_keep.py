@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerator import DEVICE, StandIn
-from kernels_for_keep import Calls, Other, Sums, Weighted, one_row, placed, sums, total_of
+from kernels_for_keep import Calls, Other, Sums, Weighted, keeps, one_row, placed, sums, total_of
 from torch import Tensor, nn
 
 from nbsupport import files, models, runtime, store, suite, train
@@ -27,6 +27,7 @@ NAME = "attacks/normal/a"
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     Calls.made.clear()
+    Calls.given.clear()
     Calls.stop_at = None
     yield
     Calls.stop_at = None
@@ -55,6 +56,15 @@ def assert_sums(result: Sums, scale: float = 1.0) -> None:
 
 
 # The same result, computed once
+
+
+def test_what_all_shards_share_is_moved_to_the_model_s_device_once(run: Run, monkeypatch) -> None:
+    monkeypatch.setattr(runtime, "device_of", lambda model, x: torch.device("meta"))
+    for _ in range(2):
+        run.keep(NAME, keeps, Weighted(), X, shard=3, directions=torch.ones(2, 4))
+    assert len(Calls.given) == 4
+    assert all(directions is Calls.given[0] for directions in Calls.given)
+    assert Calls.given[0].device.type == "meta"
 
 
 @pytest.mark.parametrize("shard", [1, 3, 10, 99])

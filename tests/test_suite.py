@@ -535,6 +535,8 @@ def test_the_directions_of_a_run(overrides: dict[str, str], in_shape: tuple[int,
     found = suite.directions(s, in_shape)
     assert found.shape == (count, math.prod(in_shape))
     torch.testing.assert_close(found.square().mean(1).sqrt(), torch.ones(count))
+    assert suite.directions(s, in_shape) is found, "drawn once"
+    suite._directions.cache_clear()
     assert torch.equal(found, suite.directions(s, in_shape))
 
 

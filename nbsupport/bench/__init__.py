@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nbsupport import attacks, boundary, files, presets, region, runtime, suite
+from nbsupport import attacks, boundary, files, models, presets, region, runtime, suite
 from nbsupport.bench import measure, published
 from nbsupport.bench.measure import Case, Measured, Narrator, Subject, obtain
 from nbsupport.runner import report
@@ -28,7 +28,8 @@ Row = dict[str, Any]
 IMAGES = {"attacks": 64, "boundary": 20, "region": 1000, "published": 30}  # measured on, unless told otherwise
 
 PARTS = {"all": ("attacks", "boundary", "region")}
-MEMORY_COUNTS = (64, 1000)  # images attacked
+MEMORY_COUNTS = (64, 1000)  # images attacked, or probed
+SCALE_SECONDS = 300  # each of the rows of `scale`, on two slow cores
 UNPROJECTED = ("3.3.4",)  # Foolbox's releases whose L2FMNAttack.project scales by norms / norms, which is 1
 _TUNED = "tuned: handed the model with constant weights in channels-last order, which their users would have to know of"
 _LOOKS, _FINE_LOOKS = 6, 3  # along a ray, about: on the grid, and below it
@@ -118,7 +119,8 @@ def run(
 def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrator) -> Iterator[Row]:
     """Yield the rows of the benchmark `name` as they are timed; "attacks" begins with the model alone.
 
-    The FLOP/s of the passes are stated as a share of `matrix_rate`. "attacks" ends with memory.
+    The FLOP/s of the passes are stated as a share of `matrix_rate`. "attacks" ends with memory, "boundary" with
+    large numbers.
     """
     listed = {"attacks": all_attacks, "published": published_attacks, "boundary": searches, "region": votes}[name]
     n, attacking = len(subject.x), name in ("attacks", "published")
@@ -149,6 +151,29 @@ def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrat
     if name == "attacks":
         narrator.coming("memory", 2 * measure.STEPS * sum(MEMORY_COUNTS) / paces["float32"])
         yield from memory(subject)
+    if name == "boundary":
+        yield from scale(subject.x.device, narrator)
+
+
+def scale(device: torch.device, narrator: Narrator) -> Iterator[Row]:
+    """Yield what a probe takes where there is much of it: many images x 1568 rays, and images of 3 x 224 x 224.
+
+    Networks have random weights. A half-space looked at once along each ray shows memory, which depends neither on the
+    model, its activations apart, nor on the magnitudes: its time means nothing.
+    """
+    flat, large = (1, 28, 28), (3, 224, 224)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = models.build("resnet20", in_shape=large, num_classes=1000)
+        spaces = {size: models.HalfSpace(torch.randn(math.prod(size)), 0.0) for size in (flat, large)}
+    cases: list[tuple[str, nn.Module, tuple[int, ...], int, int, list[float]]]
+    cases = [("half-space", spaces[flat], flat, count, 1568, [0.1]) for count in MEMORY_COUNTS]
+    cases += [("half-space", spaces[large], large, 2, 1000, [0.1])]
+    cases += [("resnet20", network, large, 2, 200, presets.settings("cifar10").magnitudes)]
+    for of, model, size, images, rays, grid in cases:
+        what = f"{of}, {'x'.join(map(str, size))}"
+        narrator.coming(what, SCALE_SECONDS)
+        yield {"bench": "scale", "what": what, **measure.probe_cost(model.to(device).eval(), size, images, rays, grid)}
 
 
 def memory(subject: Subject) -> Iterator[Row]:

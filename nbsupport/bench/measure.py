@@ -10,9 +10,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbsupport import attacks, data, models, presets, runtime, suite, train
+from nbsupport import attacks, boundary, data, models, presets, runtime, suite, train
 from nbsupport.runner.report import duration
 
 Tick = Callable[[int], None]  # takes the units done so far
@@ -368,12 +369,64 @@ def memory_growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...
     """
     model = copy.deepcopy(model)
     vars(model)["batch_rows"] = {"cpu": SLOTS, "cuda": SLOTS}
-    if x.device.type == "cuda":
-        return _growth(model, x, y, counts)
+    grown: list[int] = _apart(x.device, _growth, model, x, y, counts)
+    return grown
+
+
+def probe_cost(
+    model: nn.Module, in_shape: tuple[int, ...], images: int, rays: int, magnitudes: Sequence[float]
+) -> dict[str, float]:
+    """Return what drawing directions and probing random images along them takes, as columns of a table.
+
+    Both with the growth of the peak of memory in MB, measured as by `memory_growth`, beside the size of what they
+    return. More rays than an image has pixels are directions and their negations.
+    """
+    device = runtime.device_of(model, torch.empty(0))
+    cost: dict[str, float] = _apart(device, _probe_cost, model, in_shape, images, rays, magnitudes)
+    return cost
+
+
+def _probe_cost(
+    model: nn.Module, in_shape: tuple[int, ...], images: int, rays: int, magnitudes: Sequence[float]
+) -> dict[str, float]:
+    x = torch.rand(images, *in_shape, generator=runtime.seeded(0, "bench", "images"))
+    dim, negate, host, device = x[0].numel(), rays > x[0].numel(), torch.device("cpu"), runtime.device_of(model, x)
+    count, generator = rays // (1 + negate), runtime.seeded(0, "bench", "directions")
+    # Once for a moment: it loads what the first call loads.
+    boundary.probe(model, x[:1], boundary.directions(dim, 1, negate=False), magnitudes[:1])
+    draw = partial(boundary.directions, dim, count, negate=negate, generator=generator)
+    directions, draw_seconds, draw_growth = _grown(draw, host)
+    probe = partial(boundary.probe, model, x, directions, magnitudes)
+    profile, seconds, growth = _grown(probe, device)
+    return {
+        "images": images,
+        "rays": rays,
+        "draw_seconds": draw_seconds,
+        "draw_growth_mb": draw_growth / 1e6,
+        "directions_mb": directions.nbytes / 1e6,
+        "seconds": seconds,
+        "rays_per_s": images * rays / seconds,
+        "growth_mb": growth / 1e6,
+        "profile_mb": sum(tensor.nbytes for tensor in profile.tensors().values()) / 1e6,
+    }
+
+
+def _grown(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, int]:
+    """Return what `call` returns, its seconds, and by how many bytes the peak of memory grew."""
+    reset_peak(device)
+    before = peak_bytes(device)
+    result, seconds = timed(call, device)
+    return result, seconds, peak_bytes(device) - before
+
+
+def _apart(device: torch.device, call: Callable[..., Any], *given: Any) -> Any:
+    """Return `call(*given)`, on a CPU called by a fresh process with as many threads."""
+    if device.type == "cuda":
+        return call(*given)
     heeded = mock.patch.dict(os.environ, {**_NOTHING_KEPT, **os.environ})  # by a process that starts with them
     alike = torch.multiprocessing.get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
     with heeded, ProcessPoolExecutor(1, *alike) as pool:
-        return pool.submit(_growth, model, x, y, counts).result()
+        return pool.submit(call, *given).result()
 
 
 def _growth(model: nn.Module, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[int]:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from nbsupport import checks, intervals
 from nbsupport.boundary import Trace
@@ -186,7 +187,7 @@ def distance_curves(
     checks.count(bootstrap, name="bootstrap", low=0)
     fig, sets = _by_model(distances, 4.8, "distances", ("N", "K"), sharey=True)
     for ax, name, unsorted in sets:
-        distance = np.sort(unsorted, axis=1)
+        distance = np.sort(unsorted, axis=1).astype(np.float64)
         n, rays = distance.shape
         capped = np.minimum(distance, last) * pixel_max
         rank, curve = np.arange(1, rays + 1), capped.mean(0) if n else np.full(rays, np.nan)
@@ -269,7 +270,8 @@ def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Fi
     checks.count(bootstrap, name="bootstrap", low=0)
     fig, sets = _by_model(purities, 4.6, "purity", ("N", "top"), sharey=True)
     names = _names(purities)
-    for ax, name, values in sets:
+    for ax, name, each in sets:
+        values = each.astype(np.float64)
         value, *ends = arrays.spread([intervals.mean(column, bounds=(0, 1)) for column in values.T])
         error = None if bootstrap else style.whiskers(value, *np.clip(ends, 0, 1))
         # Bars stand a little apart, so that all stay visible.
@@ -344,11 +346,14 @@ def _names(values: ByModel) -> list[str]:
 
 def _by_model(
     values: ByModel, height: float, what: str, shape: Sequence[str], **share: Any
-) -> tuple[style.Picture, list[tuple[Axes, str, Floats]]]:
-    """Return a figure with a panel for each model, and of each set its panel, its name and its array of `shape`."""
+) -> tuple[style.Picture, list[tuple[Axes, str, NDArray[Any]]]]:
+    """Return a figure with a panel for each model, and of each set its panel, its name and its array of `shape`.
+
+    The arrays are no copies: those of all profiles of a run would fill a gigabyte.
+    """
     fig = style.panels([f"{model} model" for model in values], height, **share)
     sets = [
-        (ax, name, arrays.floats(by_name[name], name=f"{what} of {name}", shape=shape))
+        (ax, name, arrays.numbers(by_name[name], name=f"{what} of {name}", shape=shape))
         for ax, by_name in zip(fig.axes, values.values(), strict=True)
         for name in style.in_order(by_name)
     ]
@@ -368,7 +373,7 @@ def _strips(
     fig, sets = _by_model(rows, 1.4 + 0.43 * len(names), what, shape, sharex=True)
     for ax, name, each in sets:
         if len(each):
-            row, points = names.index(name), each.reshape(len(each), -1).mean(1) * scale
+            row, points = names.index(name), each.reshape(len(each), -1).mean(1, dtype=np.float64) * scale
             # Golden-ratio jitter: even, and the same in every run.
             jitter = (np.arange(len(points)) * 0.618034) % 1.0 * 0.5 - 0.25
             ax.plot(points, row + jitter, ".", color=style.examples_colour(name), markersize=5.5, alpha=0.55, zorder=2)

@@ -214,8 +214,8 @@ def computed(
     Returns
     -------
     tensors, metadata
-        Each tensor has `total` rows and lies on the CPU. The metadata hold `seconds`, what it took, and `record`, the
-        class of the result.
+        Each tensor has `total` rows and stays in the file (`files.load_with_metadata`). The metadata hold `seconds`,
+        what it took, and `record`, the class of the result.
 
     Raises
     ------
@@ -274,7 +274,7 @@ def computed(
         report(stop, event="progress" if computing else "resumed", **_so_far(parts))
     files.save_tensors(path, _joined(parts), rows=f"0:{total}", record=record, seconds=f"{spent:.3f}", **signed)
     shutil.rmtree(folder)
-    return _joined(parts), files.read_metadata(path)
+    return files.load_with_metadata(path)
 
 
 def short(made_from: Mapping[str, str]) -> str:
