@@ -286,11 +286,14 @@ def ddn_l2(
 _WORST = 5  # views in a gradient (5: .0693, 10: .0702, 20: .0710)
 _MEMORY = 0.97  # of the margins that choose and weigh the views, in a step (.95: .0721, .97: .0698 on digits)
 _VIEWS = 0.02  # temperature of the soft maximum over views, in margins before the attack (.007: .0668, .03: .0678)
-# Temperature of the soft maximum over rival classes, likewise: it falls, so that the search looks at several classes
-# first and settles for one. On 160 other images with one view: .15 to .03 .0573, .2 to .03 .0575, .07 throughout .0581.
-_FIRST_RIVALS, _RIVALS = 0.15, 0.03
-_STRIDE = 2.0  # first step, in norms of the perturbation (2: .0506, .5: .0508, .25: .0509)
+# Temperature of the soft maximum over rival classes at the beginning of every start and of the refinement, and at their
+# ends.
+_FIRST_RIVALS, _RIVALS = (0.15, 0.5, 1.0, 0.03), 0.03
+_STRIDE = 1.0  # first step of a start, in norms of the perturbation
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
+_LEAP = 0.25  # relative change of the norm until the boundary lies in between
+_SQUARES = 0.9  # memory of the mean square of every pixel's residual
+_LEAST_SQUARE = 1e-3
 
 
 @dataclass(eq=False, kw_only=True)
@@ -323,17 +326,30 @@ class NormSearch(Search):
         state |= {name: x.new_full((len(x),), number) for name, number in numbers.items()}
         state |= {"delta": torch.zeros_like(x), "iteration": torch.zeros_like(state["index"])}
         state["average"] = x.new_zeros(len(x), self.objective.count)
+        state |= {"square": torch.zeros_like(x), "free": torch.ones_like(state["done"]), "flipped": torch.zeros_like(state["done"])}
         state["scale"] = Objective(self.problem).margins(x, state["label"]).squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
 
     def step(self, state: State) -> None:
         """Evaluate, keep the best, step along the direction, then rescale to the new norm."""
-        delta = state["delta"]
-        x_adv = state["x"] + delta
         scale = state["scale"]
-        cosine = (1 + (math.pi * state["iteration"] / self.steps).cos()) / 2  # 1 -> 0
+        part = max(1, self.steps // 5)
+        start = (state["iteration"] // part).clamp(max=len(_FIRST_RIVALS) - 1)
+        within = state["iteration"] - start * part
+        last = start == len(_FIRST_RIVALS) - 1
+        length = torch.where(last, max(1, self.steps - (len(_FIRST_RIVALS) - 1) * part), part)
+        cosine = (1 + (math.pi * within / length).cos()) / 2  # 1 -> 0
         decay = _LAST_SHARE + (1 - _LAST_SHARE) * cosine
-        rivals = _RIVALS * (_FIRST_RIVALS / _RIVALS) ** cosine
+        first = scale.new_tensor(_FIRST_RIVALS)[start]
+        rivals = _RIVALS * (first / _RIVALS) ** cosine
+        enter = within == 0
+        found = state["best_l2"].isfinite()
+        origin = torch.where(per_image(last), state["best"] - state["x"], 0.0)
+        delta = torch.where(per_image(enter), origin, state["delta"])
+        state["norm"] = torch.where(enter & found, state["best_l2"], state["norm"])
+        state["free"] = torch.where(enter, ~(last & found), state["free"])
+        state["average"] = torch.where((enter & ~last)[:, None], 0.0, state["average"])
+        x_adv = state["x"] + delta
         look = self.objective.worst(
             x_adv,
             state["label"],
@@ -345,8 +361,17 @@ class NormSearch(Search):
         flipped = across(look.margin, self.confidence).all(1)
         _keep_nearest(self, state, look, x_adv, l2, flipped & (l2 < state["best_l2"]) & ~state["done"])
 
-        stride, change = _STRIDE * decay * state["norm"], self.gamma * decay
-        delta = delta - per_image(stride / _length(look.gradient)) * look.gradient
+        residual = look.gradient / per_image(_length(look.gradient)) + delta / per_image(_length(delta))
+        residual = torch.where((x_adv <= 0) & (residual > 0) | (x_adv >= 1) & (residual < 0), 0.0, residual)
+        square = residual.square()
+        state["square"] = torch.where(per_image(enter), square, state["square"].lerp(square, 1 - _SQUARES))
+        size = state["square"].sqrt()
+        step = residual / (size + _LEAST_SQUARE * per_image(_length(size) / math.sqrt(size[0].numel())).clamp(min=1e-12))
+        delta = delta - per_image(_STRIDE * decay * state["norm"] / _length(step)) * step
+        state["free"] &= (within < 2) | (flipped == state["flipped"])
+        state["flipped"] = flipped
+        change = torch.where(state["free"], _LEAP, self.gamma * torch.where(last, 1, 2) * decay)
+        change = torch.where(enter & ~last, 0.0, change)
         state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
         delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
