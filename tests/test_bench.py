@@ -390,7 +390,8 @@ def test_the_rows_of_a_benchmark(
     found = bench.run(what, of_half_space(), narrator, images=4, keep=Path("rows.json"))
     assert kept == list(range(1, len(found.rows) + 1))
     tables = {row["bench"] for row in found.rows}
-    parts = {"attacks": {"engine", "attacks", "memory"}, "boundary": {"boundary", "scale"}, "region": {"region"}}
+    parts = {"attacks": {"engine", "attacks", "memory"}, "region": {"region"}}
+    parts["boundary"] = {"boundary", "around OPTBRITTLE", "around OPTMARGIN", "scale"}
     parts["published"] = {"published"}
     assert tables == (
         set().union(*(parts[name] for name in ("attacks", "boundary", "region"))) if what == "all" else parts[what]

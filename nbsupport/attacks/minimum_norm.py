@@ -326,7 +326,11 @@ class NormSearch(Search):
         state |= {name: x.new_full((len(x),), number) for name, number in numbers.items()}
         state |= {"delta": torch.zeros_like(x), "iteration": torch.zeros_like(state["index"])}
         state["average"] = x.new_zeros(len(x), self.objective.count)
-        state |= {"square": torch.zeros_like(x), "free": torch.ones_like(state["done"]), "flipped": torch.zeros_like(state["done"])}
+        state |= {
+            "square": torch.zeros_like(x),
+            "free": torch.ones_like(state["done"]),
+            "flipped": torch.zeros_like(state["done"]),
+        }
         state["scale"] = Objective(self.problem).margins(x, state["label"]).squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
 
@@ -366,7 +370,9 @@ class NormSearch(Search):
         square = residual.square()
         state["square"] = torch.where(per_image(enter), square, state["square"].lerp(square, 1 - _SQUARES))
         size = state["square"].sqrt()
-        step = residual / (size + _LEAST_SQUARE * per_image(_length(size) / math.sqrt(size[0].numel())).clamp(min=1e-12))
+        step = residual / (
+            size + _LEAST_SQUARE * per_image(_length(size) / math.sqrt(size[0].numel())).clamp(min=1e-12)
+        )
         delta = delta - per_image(_STRIDE * decay * state["norm"] / _length(step)) * step
         state["free"] &= (within < 2) | (flipped == state["flipped"])
         state["flipped"] = flipped

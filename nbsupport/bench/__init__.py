@@ -120,7 +120,7 @@ def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrat
     """Yield the rows of the benchmark `name` as they are timed; "attacks" begins with the model alone.
 
     The FLOP/s of the passes are stated as a share of `matrix_rate`. "attacks" ends with memory, "boundary" with
-    large numbers.
+    adversarial examples and with large numbers.
     """
     listed = {"attacks": all_attacks, "published": published_attacks, "boundary": searches, "region": votes}[name]
     n, attacking = len(subject.x), name in ("attacks", "published")
@@ -152,7 +152,27 @@ def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrat
         narrator.coming("memory", 2 * measure.STEPS * sum(MEMORY_COUNTS) / paces["float32"])
         yield from memory(subject)
     if name == "boundary":
+        for examples, points in around(subject).items():
+            case_scan, case_bracket = cases[1:3]
+            many = {"images": len(points.x)}
+            most = 2 * case_scan.passes * len(points.x) / paces["float32"]
+            narrator.coming(f"scan and bracket around {examples}", most)
+            scan = measure.measure(case_scan, points)
+            yield row(f"around {examples}", scan, compared(scan, scan) | many)
+            bracket = measure.measure(case_bracket, points)
+            yield row(f"around {examples}", bracket, compared(bracket, scan) | many)
         yield from scale(subject.x.device, narrator)
+
+
+def around(subject: Subject) -> dict[str, Subject]:
+    """Return the subject with its adversarial examples for images, those whose attack succeeded."""
+    eps, generator = subject.settings.view_eps, runtime.seeded(0, "bench", "views")
+    found = {
+        "OPTBRITTLE": attacks.ddn_l2(subject.model, subject.x, subject.y),
+        "OPTMARGIN": attacks.optmargin(subject.model, subject.x, subject.y, eps=eps, steps=60, generator=generator),
+    }
+    attacked = {name: attack.take(attack.success.nonzero().squeeze(1)) for name, attack in found.items()}
+    return {name: replace(subject, x=attack.x_adv) for name, attack in attacked.items() if len(attack)}
 
 
 def scale(device: torch.device, narrator: Narrator) -> Iterator[Row]:
