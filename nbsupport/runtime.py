@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -14,6 +15,8 @@ from nbsupport import checks
 
 Precision = Literal["float32", "mixed"]  # mixed: reduced precision, every decision confirmed in float32
 PRECISIONS = get_args(Precision)
+# What a CPU says of itself where oneDNN multiplies in bfloat16 faster than in float32; the last is an ARM's.
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def best_device() -> torch.device:
@@ -114,6 +117,30 @@ def as_images(model: nn.Module, rows: Tensor, in_shape: tuple[int, ...]) -> Tens
         return rows.view(-1, c, h, w)
     # With one channel both formats are the same in memory; only the strides tell the kernels which one is meant.
     return rows.view(-1, h, w, c).permute(0, 3, 1, 2)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Return whether `device` says that it computes in bfloat16 itself, and so faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities() if device.type == "cpu" and torch.backends.mkldnn.is_available() else {}
+    return any(able.get(name, False) for name in _FAST_BFLOAT16)
+
+
+def usable(precision: str, device: torch.device) -> Precision:
+    """Return `precision`, but "float32", with a warning, where `device` has no fast bfloat16.
+
+    Raises ValueError for an unknown one.
+    """
+    checks.choice(precision, PRECISIONS, name="precision")
+    if precision == "float32":
+        return "float32"
+    if fast_bfloat16(device):
+        return "mixed"
+    warnings.warn(
+        f"this {device.type} has no fast bfloat16: precision 'mixed' would be slower, float32 is used", stacklevel=3
+    )
+    return "float32"
 
 
 def reduced_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
