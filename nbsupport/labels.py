@@ -46,9 +46,9 @@ class Labeller:
     def __init__(
         self, model: nn.Module, x: Tensor, offsets: Tensor, *, precision: str = "float32", reach: float = 1.0
     ) -> None:
-        checks.choice(precision, runtime.PRECISIONS, name="precision")
         self.model = model
         self.device = runtime.device_of(model, x)
+        precision = runtime.usable(precision, self.device)
         self.shape = tuple(x.shape[1:])
         self.rows = runtime.rows_per_batch(model, self.shape, self.device)
         # Rows gathered from these form a batch in the model's order of memory without a further copy: channels-last is

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
@@ -19,6 +20,8 @@ Precision = Literal["float32", "mixed"]  # mixed: reduced precision, every decis
 PRECISIONS = get_args(Precision)
 _ACTIVATIONS = 8 * 2**30  # bytes on a GPU: a card of 16 GB holds them and what a backward pass adds
 _KEPT_BYTES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
+# What a CPU says of itself where oneDNN multiplies in bfloat16 faster than in float32; the last is an ARM's.
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def best_device() -> torch.device:
@@ -232,6 +235,30 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     """Return `values`, on the CPU, on `device`; the host does not wait for what the device has still to do."""
     pinned = values.pin_memory() if device.type == "cuda" else values
     return pinned.to(device, non_blocking=True)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Return whether `device` says that it computes in bfloat16 itself, and so faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities() if device.type == "cpu" and torch.backends.mkldnn.is_available() else {}
+    return any(able.get(name, False) for name in _FAST_BFLOAT16)
+
+
+def usable(precision: str, device: torch.device) -> Precision:
+    """Return `precision`, but "float32", with a warning, where `device` has no fast bfloat16.
+
+    Raises ValueError for an unknown one.
+    """
+    checks.choice(precision, PRECISIONS, name="precision")
+    if precision == "float32":
+        return "float32"
+    if fast_bfloat16(device):
+        return "mixed"
+    warnings.warn(
+        f"this {device.type} has no fast bfloat16: precision 'mixed' would be slower, float32 is used", stacklevel=3
+    )
+    return "float32"
 
 
 def reduced_precision(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport import data, runner
+from nbsupport import data, runner, runtime
 from nbsupport.data import ImageSet
 from nbsupport.store import Run
 
@@ -68,6 +68,12 @@ def plain(digits_train: ImageSet) -> nn.Module:
 def normed(digits_train: ImageSet) -> nn.Module:
     """A network with batch-norm, trained for a moment on digits in colour."""
     return makes.trained("normed", makes.tinted(digits_train), epochs=4)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_as_if_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed precision is tested also on a machine where it would not be worth its while."""
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda device: device.type in {"cpu", "cuda"})
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from accelerator import DEVICE, StandIn
 from torch import nn
 
 from nbsupport import models, runtime
+from nbsupport.runtime import fast_bfloat16
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -44,6 +45,39 @@ def test_best_device_is_cuda_where_there_is_one(monkeypatch):
 )
 def test_device_of_is_the_models_or_else_the_images(model, x_device, expected):
     assert runtime.device_of(model, torch.zeros(1, device=x_device)).type == expected
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False, "cpu_name": "bf16"}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_is_fast_in_bfloat16_where_it_says_so(able, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert fast_bfloat16(CPU) == expected
+    assert not fast_bfloat16(torch.device("meta"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not fast_bfloat16(CPU)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_emulates_bfloat16_is_not_fast_in_it(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert fast_bfloat16(CUDA) == native
+
+
+def test_without_fast_bfloat16_mixed_precision_warns_and_is_float32(monkeypatch):
+    assert runtime.usable("mixed", CPU) == "mixed"
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda device: False)
+    assert runtime.usable("float32", CPU) == "float32"
+    with pytest.warns(UserWarning, match="this cpu has no fast bfloat16: precision 'mixed' would be slower"):
+        assert runtime.usable("mixed", CPU) == "float32"
 
 
 def draws(*key):

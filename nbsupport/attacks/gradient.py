@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nbsupport import checks
 from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image
 from nbsupport.pool import State
-from nbsupport.runtime import Precision, frozen
+from nbsupport.runtime import PRECISIONS, Precision, frozen
 
 
 def fgsm(
@@ -34,7 +34,7 @@ def fgsm(
     targets : (N,) int64, optional
         Classes to reach; the step then lowers the target's cross-entropy.
     precision : {"float32", "mixed"}
-        "mixed" takes the gradient in bfloat16; success is confirmed in float32 on the returned image.
+        Accepted as by every attack; the one gradient is taken in float32, as "mixed" has nothing to gain.
 
     Returns
     -------
@@ -50,9 +50,9 @@ def fgsm(
     Goodfellow, Shlens & Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572.
     """
     checks.number(eps, name="eps")
+    checks.choice(precision, PRECISIONS, name="precision")
     with frozen(model):
-        objective = Objective(Problem.of(model, x, y, targets), precision=precision)
-        return _SignStep(objective, eps=eps).attack()
+        return _SignStep(Objective(Problem.of(model, x, y, targets)), eps=eps).attack()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -112,7 +112,8 @@ def pgd_linf(
     generator : torch.Generator, optional
         A CPU generator; None: torch's global one.
     precision : {"float32", "mixed"}
-        "mixed" takes gradients in bfloat16; success is confirmed in float32 on the returned image.
+        "mixed" takes gradients in bfloat16 where an image's survive it (one pass more in each precision tells);
+        success is confirmed in float32 on the returned image.
 
     Returns
     -------

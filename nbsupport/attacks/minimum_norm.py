@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Descent, Objective, Problem, Search, across, per_image, shorten
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import Precision, frozen
 
@@ -59,7 +59,8 @@ def carlini_wagner_l2(
     targets : (N,) int64, optional
         Classes to reach.
     precision : {"float32", "mixed"}
-        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
+        "mixed" searches in bfloat16 and confirms in float32 what it keeps. Images whose gradient bfloat16 does not
+        resolve are searched in float32, as are all where the device has no fast bfloat16 (with a warning).
 
     Returns
     -------
@@ -98,6 +99,9 @@ class PenaltySearch(Search):
     lr: float
     initial_const: float
     distance_scale: float = 1.0
+    # The loss is made of margins. C&W 4 x 200 on digits, 96 images: RMS larger than in float32 by 0 % where the logits
+    # err by .2 to .5 % of the margin, 2.8 % up to 1 %, 4.6 % beyond; at 1 % every fifth image was worse by over 5 %.
+    tolerance: float = 0.007
     # Most rows need no backward pass after the first steps. Skipping it took .72 of the time for `mnist_cnn` on two
     # cores with slots for two batches, .75 with slots for one.
     batches: int = 2
@@ -136,7 +140,12 @@ class PenaltySearch(Search):
         loss = l2 / self.distance_scale + state["const"] * (look.margin + self.confidence).clamp(min=0).sum(1)
 
         wanted = ~short.any(1) & ~state["done"] & (~state["found"] | (l2 < state["best_l2"]))
-        state["found"] |= _keep_nearest(self, state, look, x_adv, l2, wanted)
+        margin, passes = self.objective.exact(wanted, x_adv, state["label"], look.margin)
+        success = wanted & across(margin, self.confidence).all(1)
+        state["forwards"] += look.forwards + passes
+        state["backwards"] += look.backwards
+        state["found"] |= success
+        _keep_nearest(state, x_adv, l2, success)
 
         slope = 2 * (x_adv - x) / self.distance_scale + per_image(state["const"]) * look.gradient
         self._adam(state, slope * (1 - (2 * x_adv - 1).square()) / 2)
@@ -260,7 +269,8 @@ def ddn_l2(
     targets : (N,) int64, optional
         Classes to reach.
     precision : {"float32", "mixed"}
-        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
+        "mixed" searches in bfloat16 and confirms in float32 what it keeps. Images whose gradient bfloat16 does not
+        resolve are searched in float32, as are all where the device has no fast bfloat16 (with a warning).
 
     Returns
     -------
@@ -331,6 +341,9 @@ class NormSearch(Search):
             "free": torch.ones_like(state["done"]),
             "flipped": torch.zeros_like(state["done"]),
         }
+        state["error"] = x.new_zeros(len(x), self.objective.count)  # of reduced precision, where last looked at
+        if self.objective.precision == "mixed":
+            state |= {"noted": x.clone(), "noted_l2": state["best_l2"].clone(), "noted_margin": state["error"].clone()}
         state["scale"] = Objective(self.problem).margins(x, state["label"]).squeeze(1).clamp(min=1e-6)
         state["forwards"] += 1
 
@@ -362,8 +375,14 @@ class NormSearch(Search):
             temperature=rivals * scale,
         )
         l2 = delta.flatten(1).norm(dim=1)
-        flipped = across(look.margin, self.confidence).all(1)
-        _keep_nearest(self, state, look, x_adv, l2, flipped & (l2 < state["best_l2"]) & ~state["done"])
+        flipped = across(look.margin - state["error"], self.confidence).all(1)
+        state["forwards"] += look.forwards
+        state["backwards"] += look.backwards
+        wanted = flipped & ~state["done"]
+        if self.objective.precision == "mixed":
+            self._note(state, look.margin, x_adv, l2, wanted)
+        else:
+            _keep_nearest(state, x_adv, l2, wanted)
 
         residual = look.gradient / per_image(_length(look.gradient)) + delta / per_image(_length(delta))
         residual = torch.where((x_adv <= 0) & (residual > 0) | (x_adv >= 1) & (residual < 0), 0.0, residual)
@@ -391,6 +410,31 @@ class NormSearch(Search):
         state["average"] = state["average"].lerp(margin, 1 - _MEMORY)
         return (state["average"] / (_VIEWS * state["scale"])[:, None]).softmax(1)
 
+    @staticmethod
+    def _note(state: State, margin: Tensor, x_adv: Tensor, l2: Tensor, wanted: Tensor) -> None:
+        """Note, of the images that seem to be across, the nearest since the last look in float32."""
+        nearer = wanted & (l2 < torch.minimum(state["best_l2"], state["noted_l2"]))
+        state["noted_l2"] = torch.where(nearer, l2, state["noted_l2"])
+        state["noted"] = torch.where(per_image(nearer), x_adv, state["noted"])
+        state["noted_margin"] = torch.where(nearer[:, None], margin, state["noted_margin"])
+
+    def done(self, state: State) -> Tensor:
+        """Confirm what was noted since the last look; return which images are finished (rows,).
+
+        One pass in float32 for every look instead of one for every image noted: ddn_l2 in .81 of the time (resnet20).
+        By what reduced precision erred there, the margins that follow are corrected: else a search whose boundary in
+        bfloat16 lies nearer than float32's would have nothing confirmed.
+        """
+        if self.objective.precision == "mixed":
+            noted = state["noted_l2"].isfinite()
+            margin, passes = self.objective.exact(noted, state["noted"], state["label"], state["noted_margin"])
+            state["forwards"] += passes
+            state["error"] = torch.where(noted[:, None], state["noted_margin"] - margin, state["error"])
+            confirmed = noted & across(margin, self.confidence).all(1)
+            _keep_nearest(state, state["noted"], state["noted_l2"], confirmed)
+            state["noted_l2"].fill_(torch.inf)
+        return super().done(state)
+
     def finish(self, state: State) -> None:
         """Shorten the perturbations of finished images, then keep them."""
         share = shorten(state, self.objective, self.confidence)
@@ -399,15 +443,11 @@ class NormSearch(Search):
         super().finish(state)
 
 
-def _keep_nearest(search: Search, state: State, look: Descent, x_adv: Tensor, l2: Tensor, wanted: Tensor) -> Tensor:
-    """Keep of the images `wanted` (N,) those nearer than the best so far; return which are confirmed, count passes."""
-    success, passes = search.objective.confirmed(wanted, x_adv, state["label"], search.confidence)
-    state["forwards"] += look.forwards + passes
-    state["backwards"] += look.backwards
+def _keep_nearest(state: State, x_adv: Tensor, l2: Tensor, success: Tensor) -> None:
+    """Keep of the images that succeeded (N,) those nearer than the best so far."""
     better = success & (l2 < state["best_l2"])
     state["best_l2"] = torch.where(better, l2, state["best_l2"])
     state["best"] = torch.where(per_image(better), x_adv, state["best"])
-    return success
 
 
 def _length(x: Tensor) -> Tensor:

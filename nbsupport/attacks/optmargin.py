@@ -64,7 +64,8 @@ def optmargin(
     generator : torch.Generator, optional
         A CPU generator, from which the views are drawn; None: torch's global one.
     precision : {"float32", "mixed"}
-        "mixed" searches in bfloat16 and confirms in float32 every iterate that it would keep.
+        "mixed" searches in bfloat16 and confirms in float32 what it keeps. Images whose gradient bfloat16 does not
+        resolve are searched in float32, as are all where the device has no fast bfloat16 (with a warning).
 
     Returns
     -------

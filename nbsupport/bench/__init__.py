@@ -155,8 +155,8 @@ def table_rows(name: str, subject: Subject, matrix_rate: float, narrator: Narrat
         for examples, points in around(subject).items():
             case_scan, case_bracket = cases[1:3]
             many = {"images": len(points.x)}
-            most = 2 * case_scan.passes * len(points.x) / paces["float32"]
-            narrator.coming(f"scan and bracket around {examples}", most)
+            at_most = 2 * case_scan.passes * len(points.x) / paces["float32"]
+            narrator.coming(f"scan and bracket around {examples}", at_most)
             scan = measure.measure(case_scan, points)
             yield row(f"around {examples}", scan, compared(scan, scan) | many)
             bracket = measure.measure(case_bracket, points)
