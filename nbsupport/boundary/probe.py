@@ -23,11 +23,12 @@ _BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confi
 # Of the march (`March`), chosen on 42,420 rays of a CIFAR-10 ResNet-20, a 3x3 MNIST network and two of digits, around
 # benign images and adversarial ones: 0 differ from the scan, with 5.1 looks a ray. Differing rays and mean looks with a
 # least slope of .5: 1, 4.7; of .3: 5, 4.4; going on however little the gradient holds: 58, 4.6.
-_CAUTION = 1.25  # times the slope seen, at which the margins at both ends of an interval may fall in between
+_CAUTION = 1.2  # times the slope seen, at which the margins at both ends of an interval may fall in between
 _LEAST = 0.7  # of the image's slope: no ray is taken to be flatter
 _HELD = 8  # of a stride, the part after which an image's gradient is compared
 _NINE_OF_TEN = 1.645  # standard deviations within which nine of ten normal numbers lie
 _PENDING = 8  # positions looked at and not passed yet; the furthest of more are forgotten, and looked at again
+_FAR = 4  # directions along which the slope far away is taken
 _TINY = 1e-30
 
 
@@ -170,7 +171,7 @@ class March:
     the gradient at its image holds. It is done when `low` and `high` are neighbours. With a stride of 1 every position
     is visited.
 
-    Rays start from the positions `first` (R,), or from the image at the pace (3, N) that `paces` returns.
+    Rays start from the positions `first` (R,), or from the image at the pace (4, N) that `paces` returns.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class March:
     ) -> None:
         self.rays, self.stride, self.beyond = rays, stride, len(grid) + 1
         self.paced = pace is not None
-        self.pace = torch.zeros(3, len(rays.center), device=grid.device) if pace is None else pace
+        self.pace = torch.zeros(4, len(rays.center), device=grid.device) if pace is None else pace
         self.first = torch.zeros(rays.count, dtype=torch.int64, device=grid.device) if first is None else first
         self.values = torch.cat((grid.new_zeros(1), grid, grid.new_full((1,), math.inf)))
         self.scale = self.values.float()
@@ -187,10 +188,10 @@ class March:
 
     def start(self, index: Tensor) -> State:
         """Return the rows of the rays `index`, with their widest brackets."""
-        margin, slope, held = self.pace[:, self.rays.ends(index)[0]]
+        margin, slope, far, held = self.pace[:, self.rays.ends(index)[0]]
         state = {"ray": index, "low": self.first[index], "high": torch.full_like(index, self.beyond)}
         state |= {"at_low": margin, "at_high": torch.full_like(margin, torch.nan)}
-        state |= {"slope": slope, "least": _LEAST * slope, "fall": torch.zeros_like(margin), "held": held}
+        state |= {"slope": slope, "near": slope, "far": far, "fall": torch.zeros_like(margin), "held": held}
         # Between low and high, nearest first; 0: none.
         pending = torch.zeros_like(index)[:, None].repeat(1, _PENDING)
         state |= {"pending": pending, "heights": pending.float()}
@@ -217,8 +218,10 @@ class March:
 
         state["fall"] = (at_low - margin) / (self.scale[at] - self.scale[low])
         rise = ((at_end - margin) / (self.scale[end] - self.scale[at])).abs()
-        known = torch.where(inside, torch.maximum(slope, rise), state["least"])
-        state["slope"] = torch.maximum(state["fall"].abs(), known)
+        distance = (self.scale[at] / state["held"].clamp(min=_TINY)).clamp(max=1)
+        least = _LEAST * state["near"].lerp(state["far"], distance)
+        seen = torch.maximum(state["fall"].abs(), torch.where(inside, torch.maximum(slope, rise), 0))
+        state["slope"] = torch.maximum(seen, least)
         met, missed = running & met, running & ~met
         for name, value in (("high", at), ("at_high", margin), ("adjacent", found)):
             state[name] = torch.where(met, value, state[name])
@@ -307,12 +310,13 @@ class Secant:
 
 
 def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, stride: int, positions: Tensor) -> Tensor:
-    """Return how fast the rays of each image may go at first: margins, slopes, and how far these hold (3, N).
+    """Return the margins of the images, how steep these are nearby and far away, and how far a gradient holds (4, N).
 
     To first order the margin along a random direction of RMS 1 changes at a rate of the gradient's L2 norm times a
-    standard normal number; the slope is the one that nine rays in ten do not exceed. It holds as far as the gradient
-    takes to change by its own norm, extrapolated from an eighth of a stride along the first direction. A model without
-    gradients gives slope 0 that holds nowhere.
+    standard normal number; a slope is the one that nine rays in ten do not exceed: at the image, and at the last
+    magnitude along a few of the directions. The gradient at the image holds as far as it takes to change by its own
+    norm, extrapolated from an eighth of a stride along the first direction. A model without gradients gives slopes of
+    0 that hold nowhere.
 
     Parameters
     ----------
@@ -331,27 +335,28 @@ def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, strid
     """
     device, found = center.device, []
     length = float(positions[max(min(stride, len(positions)) // _HELD, 1) - 1])
-    rms = torch.linalg.vector_norm(directions, dim=1).max().to(device) / math.sqrt(directions.shape[1])
-    shift = length * directions[0].to(device).view(x.shape[1:])
+    along = directions[:_FAR].to(device).view(-1, *x.shape[1:])
+    spread = _NINE_OF_TEN * torch.linalg.vector_norm(directions, dim=1).max().to(device) / math.sqrt(x[0].numel())
     rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
     for part, label in zip(x.detach().split(rows), center.split(rows), strict=True):
         part = part.to(device)
-        margin, gradient = _margin_gradient(model, part, label)
-        _, further = _margin_gradient(model, (part + shift).clamp(0, 1), label)
-        steepness = gradient.flatten(1).norm(dim=1)
-        changed = (further - gradient).flatten(1).norm(dim=1)
-        held = length * steepness / changed.clamp(min=_TINY)
-        found.append(torch.stack((margin, _NINE_OF_TEN * rms * steepness, held)))
+        margin, here = _margin_gradient(model, part, label)
+        _, further = _margin_gradient(model, part + length * along[0], label)
+        slope = spread * here.norm(dim=1)
+        away = positions[-1] * torch.arange(1, len(along) + 1, device=device) / len(along)
+        far = [_margin_gradient(model, part + t * one, label)[1].norm(dim=1) for t, one in zip(away, along, strict=True)]
+        held = length * here.norm(dim=1) / (further - here).norm(dim=1).clamp(min=_TINY)
+        found.append(torch.stack((margin, slope, spread * torch.stack(far).amax(0), held)))
     return torch.cat(found, 1)
 
 
 def _margin_gradient(model: nn.Module, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Z_label - max of the others (N,) and its gradient (N, C, H, W), zeros for a model without gradients."""
-    batch = runtime.laid_out(model, x).requires_grad_()
+    """Return Z_label - max of the others (N,) at clip(x), and its gradients (N, D), 0 for a model without any."""
+    batch = x.clamp(0, 1).requires_grad_()
     with torch.enable_grad():
-        margin = margins(model(batch), label)
+        margin = margins(runtime.forward(model, batch), label)
         gradient = torch.autograd.grad(margin.sum(), batch)[0] if margin.requires_grad else torch.zeros_like(batch)
-    return margin.detach(), gradient
+    return margin.detach(), gradient.flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
