@@ -129,11 +129,7 @@ BOUNDS = {
     "search_radius": 60,
     "failure_indicators, eps": 30,
     "failure_indicators, l2": 30,
-    "geometry": 26,
-    "stability": 15,
-    "audit": 14,
-    "reentry": 14,
-    "probe, refine": 14,
+    "geometry": 30,
 }
 
 
@@ -174,9 +170,8 @@ def test_kernels(name: str) -> None:
             del one["forwards"], one["backwards"]
     same(found, expected)
     times = Counter(wait.within for wait in waits)
-    assert times.keys() <= {"drain", "finish", ""}, "a step waits"
-    assert times["finish"] <= times["drain"], "a look is one wait, and what it retires may be another"
-    assert times[""] <= BOUNDS.get(name, 12)
+    assert times.keys() <= {"drain", ""}, "a step, or a retirement, waits"
+    assert times[""] <= BOUNDS.get(name, 15)
     assert sizes <= SIZES
 
 
