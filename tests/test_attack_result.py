@@ -73,7 +73,10 @@ def test_an_image_on_whose_label_attacks_disagree_counts_as_not_attacked(n, disp
         ([result([0.1], [True]), result([0.1, 0.2], [True, True])], "expected attacks on the same images, got"),
         ([result([0.1], [True]), result([0.1], [True], shape=(1, 2, 2))], "expected attacks on the same images, got"),
         (
-            [result([0.1] * 3, [True] * 3), result([0.0, 0.0, 0.1], [False, False, True], correct=[False, False, True])],
+            [
+                result([0.1] * 3, [True] * 3),
+                result([0.0, 0.0, 0.1], [False, False, True], correct=[False, False, True]),
+            ],
             "disagree on 2 of 3 images whether they were classified correctly",
         ),
         (
