@@ -18,15 +18,23 @@ _NO_UPPER = 1e10  # the upper bound of the constant before the first success
 
 _LR, _CONST = 0.05, 1.0  # of the release; of `carlini_wagner_l2` the most that it chooses for an image
 
-# TODO figures
-_SHARE = 0.7  # of the least perturbation, where a new constant begins
-_GAIN = 0.01  # share by which the least loss must fall, or the constant is slowed down, then left
-_SLOW = 0.3  # of the learning rate, for the last steps with a constant
-_LEAST_PATIENCE = 10  # steps in which the loss must fall; a twentieth of the steps, if that is more
-_INSIDE = 0.1  # of the expected RMS: how far inside [0, 1] every pixel begins
-_MOST_INSIDE = 0.002  # before the first success, [0, 1] units
-_STEP = 2.0  # learning rate, in expected RMS, of an image's own choice
-_AMPLE = 4.0  # first constant, in constants that would do for a linear model, likewise
+# Chosen on a normally and a PGD-trained `digits_cnn`, untargeted and targeted, 96 images, 4 x 200 steps, against the
+# published search with the same bisection at its end: up to 2.1 % of the images are more than 5 % further, at .99 to
+# 1.005 of its mean RMS and .38 to .47 of its passes. Without slowing down it was up to 7.3 % of the images.
+_SHARE = 0.7  # of the least perturbation, where a new constant begins (1: up to 2.3 % larger; .5: .05 more passes)
+_GAIN = 0.01  # by which the least loss must fall, or the constant is slowed down (.005: .04 more passes, no nearer)
+_SLOW = 0.3  # of the learning rate, for the last steps with a constant (.4: the same)
+_LEAST_PATIENCE = (
+    10  # steps in which the loss must fall; a twentieth of the steps, if that is more (5: RMS rises by 2 %)
+)
+# Of the expected RMS: how far inside [0, 1] every pixel begins (0: up to .06 more passes). It is at most `_MOST_INSIDE`
+# before the first success (.005: RMS .8 % larger).
+_INSIDE, _MOST_INSIDE = 0.1, 0.002
+# The learning rate and the first constant that fit an image. On `normed` digits in colour, 100 images: .58 of the
+# passes of the published search, with its own settings .72; on a CIFAR-10 ResNet RMS .00300 instead of .00321.
+_STEP = 2.0  # learning rate, in RMS to the boundary to first order: a grey pixel moves by half of it
+_AMPLE = 4.0  # first constant, in constants that would do for a linear margin
+_LEAST_REACH = 1e-4  # of that RMS: an image on the boundary can still move
 
 
 def carlini_wagner_l2(
@@ -234,13 +242,14 @@ class ContinuedSearch(PenaltySearch):
         look = self.objective.hinge(state["x"], state["label"], self.confidence, state["sloped"])
         state["forwards"] += look.forwards
         state["backwards"] += look.backwards
-        slope = _length(look.gradient)
-        gap = look.margin.squeeze(1) + self.confidence
-        state["reach"] = gap / slope / math.sqrt(state["x"][0].numel())
+        gap, slope = look.margin.squeeze(1) + self.confidence, _length(look.gradient)
+        side = math.sqrt(state["x"][0].numel())  # L2 norms to RMS
+        state["reach"] = (gap / slope / side).clamp(min=_LEAST_REACH)
         if self.fits_lr:
             state["rate"] = (_STEP * state["reach"]).clamp(max=self.lr)
         if self.fits_const:
-            state["const"] = (_AMPLE * 2 * gap / slope.square()).clamp(max=self.initial_const)
+            # Where 2 ||delta|| = c ||gradient||, the penalty holds the image at the boundary.
+            state["const"] = (_AMPLE * 2 * side * state["reach"] / slope).clamp(max=self.initial_const)
         state["lr"] = state["rate"]
 
     def finish(self, state: State) -> None:
