@@ -24,9 +24,7 @@ _LR, _CONST = 0.05, 1.0  # of the release; of `carlini_wagner_l2` the most that 
 _SHARE = 0.7  # of the least perturbation, where a new constant begins (1: up to 2.3 % larger; .5: .05 more passes)
 _GAIN = 0.01  # by which the least loss must fall, or the constant is slowed down (.005: .04 more passes, no nearer)
 _SLOW = 0.3  # of the learning rate, for the last steps with a constant (.4: the same)
-_LEAST_PATIENCE = (
-    10  # steps in which the loss must fall; a twentieth of the steps, if that is more (5: RMS rises by 2 %)
-)
+_LEAST_PATIENCE = 10  # steps in which it must; a twentieth of the steps, if that is more (5: RMS rises by 2 %)
 # Of the expected RMS: how far inside [0, 1] every pixel begins (0: up to .06 more passes). It is at most `_MOST_INSIDE`
 # before the first success (.005: RMS .8 % larger).
 _INSIDE, _MOST_INSIDE = 0.1, 0.002
