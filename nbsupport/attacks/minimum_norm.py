@@ -215,7 +215,7 @@ class PenaltySearch(Search):
 
 @dataclass(eq=False, kw_only=True)
 class ContinuedSearch(PenaltySearch):
-    """The penalty search for one view, in less than half of the passes.
+    """The penalty search for one view, in about four tenths of the passes.
 
     Once an image has succeeded, a new constant begins at `_SHARE` of its least perturbation, short of the boundary, so
     that it finds its own way across. Adam's second moment is kept, because the first step after a fresh start moves
