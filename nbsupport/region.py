@@ -82,10 +82,11 @@ def classify(
     samples : int
         Points of one image, m.
     stop : {"exact", "none", "alpha"}
-        "none": all points. "exact": stop once the remaining points cannot change the plurality; the label is
-        always that of "none". "alpha": look after 10, 20, 40, ..., m points and stop once the winner leads the
-        runner-up at level alpha divided by the number of looks. A mean has no early stop that is exact: with it
-        "exact" evaluates all points, as "none" does, and "alpha" is refused.
+        "none": all points; take it for certificates. "exact": stop once the remaining points cannot change the
+        plurality; the label is always that of "none", the certificate is weaker (see Notes). "alpha": look after 10,
+        20, 40, ..., m points and stop once the winner leads the runner-up at level alpha divided by the number of
+        looks. A mean has no early stop that is exact: with it "exact" evaluates all points, as "none" does, and
+        "alpha" is refused.
     alpha : float
         Error probability of the interval and of the test, above 0 and at most 1.
     generator : torch.Generator, optional
@@ -120,8 +121,9 @@ def classify(
     class. It stays valid under "exact": to stop at the winner's k-th vote is negative binomial sampling, for
     which the same lower bound is exact and the upper one conservative (with more than two classes k depends on the
     order of the other votes; given that order the vote stops once the winner's votes reach a bound that never
-    rises, and the same argument holds). Under "alpha" the interval and `abstain` use the split level, so that they
-    hold at all looks together.
+    rises, and the same argument holds). But it is about the points evaluated: where all agree, 51 of 100 decide, and
+    at alpha .001 p_lower is .862 where 100 of 100 give .927. Under "alpha" the interval and `abstain` use the split
+    level, so that they hold at all looks together.
 
     `abstain`: the two-sided binomial test of the winner against the runner-up at 1/2 has p > alpha ([3], Predict).
     The shares of two hypercubes shifted against each other differ by at most the volume by which they differ,

@@ -52,13 +52,37 @@ def test_the_best_of_real_attacks_is_no_further_than_any_and_no_nearer_than_the_
     assert (best.rms >= model.distance(x) / 4 - 1e-6).all()  # L2 to RMS of 16 pixels
 
 
+@pytest.mark.parametrize(("n", "disputed"), [(1, 1), (3, 1), (200, 2)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_image_on_whose_label_attacks_disagree_counts_as_not_attacked(n, disputed, order):
+    right = [i >= disputed for i in range(n)]
+    first = result([0.2] * n, [True] * n, forwards=3)
+    # The second finds its first images wrong already, as it does where two logits tie, and returns them.
+    second = result([0.1 * yes for yes in right], right, correct=right, forwards=1)
+    best = best_of([first, second][::order])
+    assert best.correct.tolist() == best.success.tolist() == right
+    assert best.rms.tolist() == pytest.approx([0.1 * yes for yes in right])
+    assert torch.equal(best.x_adv.amax((1, 2, 3)), best.rms)
+    assert best.forwards.tolist() == [4] * n
+
+
 @pytest.mark.parametrize(
     ("several", "message"),
     [
         ([], "expected at least one attack, got none"),
         ([result([0.1], [True]), result([0.1, 0.2], [True, True])], "expected attacks on the same images, got"),
         ([result([0.1], [True]), result([0.1], [True], shape=(1, 2, 2))], "expected attacks on the same images, got"),
-        ([result([0.1], [True]), result([0.1], [True], correct=[False])], "disagree on which images"),
+        (
+            [
+                result([0.1] * 3, [True] * 3),
+                result([0.0, 0.0, 0.1], [False, False, True], correct=[False, False, True]),
+            ],
+            "disagree on 2 of 3 images whether they were classified correctly",
+        ),
+        (
+            [result([0.1] * 200, [True] * 200), result([0.1] * 200, [True] * 200, correct=[False] * 3 + [True] * 197)],
+            "disagree on 3 of 200 images",
+        ),
     ],
 )
 def test_attacks_on_different_images_are_refused(several, message):

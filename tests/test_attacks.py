@@ -2,6 +2,7 @@
 
 import math
 
+import makes
 import pytest
 import torch
 from torch import nn
@@ -121,6 +122,54 @@ def test_carlini_wagner_is_as_near_as_the_published_search_in_two_thirds_of_its_
     assert result.success[reached].all()
     assert ours[reached].mean() <= theirs[reached].mean()
     assert (result.forwards + result.backwards).sum() <= passes * 2 / 3
+
+
+def bisected(model, x, y, x_adv):
+    """The nearest misclassified image on the line from x to x_adv, by ten halvings, and its distances."""
+    low, high = torch.zeros(len(x)), torch.ones(len(x))
+    for _ in range(10):
+        middle = (low + high) / 2
+        wrong = predicted(model, x + middle[:, None, None, None] * (x_adv - x)) != y
+        low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+    return high * (x_adv - x).flatten(1).norm(dim=1)
+
+
+# On `normed` the published search stops early by itself, after 36 of 200 iterations: its steps are too large there.
+@pytest.mark.parametrize(("name", "share"), [("plain", 0.5), ("normed", 0.65)])
+def test_carlini_wagner_leaves_few_images_further_than_the_published_search(name, share, request, digits):
+    model = request.getfixturevalue(name)
+    x, y = makes.right(model, digits if name == "plain" else makes.tinted(digits), 100)
+    settings = {"search_steps": 4, "steps": 200}
+    # With one view OPTMARGIN by Adam is the published search, which the plain loop below is compared with.
+    published = attacks.optmargin(model, x, y, eps=0.0, views=1, solver="adam", **settings)
+    theirs = bisected(model, x, y, published.x_adv)
+    assert published.success.all()
+    result = attacks.carlini_wagner_l2(model, x, y, **settings)
+    ours = (result.x_adv - x).flatten(1).norm(dim=1)
+    assert result.success.all()
+    assert (ours > 1.05 * theirs).float().mean() <= 0.03
+    assert ours.mean() <= theirs.mean()
+    assert (result.forwards + result.backwards).sum() <= share * (published.forwards + published.backwards + 10).sum()
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_carlini_wagner_fits_the_scale_of_an_image(scale):
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return scale * plane(x)
+
+    plane, x = half_space(), interior_images(20)
+    # Moved along the normal to .001 in RMS from the boundary, where the published steps and constants are too large.
+    side = torch.where(predicted(plane, x) == 1, 1.0, -1.0)[:, None, None, None]
+    excess = (plane.distance(x).float() - 0.001 * math.sqrt(DIM))[:, None, None, None]
+    x = (x - side * excess * plane.normal.view(SHAPE) / plane.normal.norm()).clamp(0, 1)
+    y, exact, settings = predicted(plane, x), plane.distance(x) / math.sqrt(DIM), {"steps": 200, "search_steps": 4}
+    fitted = attacks.carlini_wagner_l2(Scaled(), x, y, **settings)
+    given = attacks.carlini_wagner_l2(Scaled(), x, y, lr=0.05, initial_const=1.0, **settings)
+    assert fitted.success.all()
+    assert (fitted.rms <= 1.02 * exact).all()
+    assert not fitted.at_bound.any()
+    assert (given.rms > 1.05 * exact).all()  # what is given is taken as it is
 
 
 @pytest.mark.parametrize("name", ["optmargin-ddn", "optmargin-adam"])

@@ -132,6 +132,16 @@ def test_a_unanimous_vote_stops_at_the_first_point_of_no_return() -> None:
     assert vote.label.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("stop", "votes", "certain"), [("exact", 51, 0.862), ("none", 100, 0.927)])
+def test_all_points_certify_more_than_those_that_decide(stop: str, votes: int, certain: float) -> None:
+    x = torch.full((1, 1, 1, 1), 0.9)
+    vote = region.classify(HalfSpace(torch.tensor([1.0]), 0.5), x, radius=0.2, stop=stop, generator=generator())
+    lower = (0.001 / 2) ** (1 / votes)  # Clopper-Pearson where all votes agree
+    assert vote.p_lower.item() == pytest.approx(lower)
+    assert vote.radius_l1.item() == pytest.approx(2 * 0.2 * (lower - 0.5))
+    assert round(lower, 3) == certain  # as the docstring and notebook 4 say
+
+
 @pytest.mark.parametrize("stop", ["none", "exact", "alpha"])
 def test_an_image_alone_and_in_any_order_gets_the_same(x: Tensor, stop: str) -> None:
     def classify(images: Tensor, rows: int) -> Vote:
