@@ -344,7 +344,9 @@ def paces(model: nn.Module, x: Tensor, center: Tensor, directions: Tensor, strid
         _, further = _margin_gradient(model, part + length * along[0], label)
         slope = spread * here.norm(dim=1)
         away = positions[-1] * torch.arange(1, len(along) + 1, device=device) / len(along)
-        far = [_margin_gradient(model, part + t * one, label)[1].norm(dim=1) for t, one in zip(away, along, strict=True)]
+        far = [
+            _margin_gradient(model, part + t * one, label)[1].norm(dim=1) for t, one in zip(away, along, strict=True)
+        ]
         held = length * here.norm(dim=1) / (further - here).norm(dim=1).clamp(min=_TINY)
         found.append(torch.stack((margin, slope, spread * torch.stack(far).amax(0), held)))
     return torch.cat(found, 1)
