@@ -263,7 +263,7 @@ def test_a_flat_boundary_is_found_in_a_few_looks(offset: float) -> None:
     grid = torch.arange(1, 100, dtype=torch.float64) / 100 - 0.005
     found = boundary.probe(counted, torch.zeros(1, 1, 1, 1), torch.ones(1, 1), grid)
     assert found.distance.item() == (pytest.approx(offset + 0.005) if offset < 1 else math.inf)
-    assert counted.forwards <= 9  # the shape of the logits, the image, the two of its pace, and five looks
+    assert counted.forwards <= 10  # the shape of the logits, the image, the three of its pace, and five looks
 
 
 class Counted(nn.Module):
@@ -589,7 +589,7 @@ def test_a_trace_is_what_bracket_looks_at() -> None:
     expected = [0.9 - 3 * t if t < 0.2 else 3 * t - 0.3 if t < 0.3 else 1.5 - 3 * t for t in (0, *grid)]
     assert found.margin[: len(grid) // 2].tolist() == pytest.approx(expected[: len(grid) // 2], abs=1e-5)
     assert found.looked[0] == 0
-    assert len(found.looked) - 1 == probed - 4  # the shape of the logits, the image, and the two of its pace
+    assert len(found.looked) - 1 == probed - 5  # the shape of the logits, the image, and the three of its pace
     boundary_at = next(i for i, t in enumerate((0, *grid)) if t > 0.5)
     assert {boundary_at - 1, boundary_at} <= set(found.looked.tolist())
 
