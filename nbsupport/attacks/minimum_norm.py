@@ -325,6 +325,7 @@ class NormSearch(Search):
         numbers = {"norm": self.init_norm, "best_l2": torch.inf, "last_best": torch.inf}
         state |= {name: x.new_full((len(x),), number) for name, number in numbers.items()}
         state |= {"delta": torch.zeros_like(x), "iteration": torch.zeros_like(state["index"])}
+        state["farthest"] = _length(torch.maximum(x, 1 - x))
         state["average"] = x.new_zeros(len(x), self.objective.count)
         state |= {"square": torch.zeros_like(x), "free": torch.ones_like(state["done"]), "flipped": torch.zeros_like(state["done"])}
         state["scale"] = Objective(self.problem).margins(x, state["label"]).squeeze(1).clamp(min=1e-6)
@@ -361,8 +362,9 @@ class NormSearch(Search):
         flipped = across(look.margin, self.confidence).all(1)
         _keep_nearest(self, state, look, x_adv, l2, flipped & (l2 < state["best_l2"]) & ~state["done"])
 
-        residual = look.gradient / per_image(_length(look.gradient)) + delta / per_image(_length(delta))
-        residual = torch.where((x_adv <= 0) & (residual > 0) | (x_adv >= 1) & (residual < 0), 0.0, residual)
+        held = (x_adv <= 0) & (look.gradient > 0) | (x_adv >= 1) & (look.gradient < 0)
+        slope, moved = (torch.where(held, 0.0, value) for value in (look.gradient, delta))
+        residual = slope / per_image(_length(slope)) + moved / per_image(_length(moved))
         square = residual.square()
         state["square"] = torch.where(per_image(enter), square, state["square"].lerp(square, 1 - _SQUARES))
         size = state["square"].sqrt()
@@ -372,7 +374,7 @@ class NormSearch(Search):
         state["flipped"] = flipped
         change = torch.where(state["free"], _LEAP, self.gamma * torch.where(last, 1, 2) * decay)
         change = torch.where(enter & ~last, 0.0, change)
-        state["norm"] = state["norm"] * torch.where(flipped, 1 - change, 1 + change)
+        state["norm"] = (state["norm"] * torch.where(flipped, 1 - change, 1 + change)).minimum(state["farthest"])
         delta = delta * per_image(state["norm"] / _length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
         late = state["iteration"] == self.steps - 1 - self.steps // 10
