@@ -220,7 +220,9 @@ class Objective:
         moved, labels = self._moved(x, label)
         temperatures = temperature.repeat_interleave(self.count)
         if 1.5 * count >= self.count:
-            margin, gradient = self._gradient(moved, labels, lambda m: weigh(m.view(len(x), -1)).flatten(), temperatures)
+            margin, gradient = self._gradient(
+                moved, labels, lambda m: weigh(m.view(len(x), -1)).flatten(), temperatures
+            )
             once = torch.ones_like(labels)
             return self._descent(margin, gradient, once, once)
         margin = self._look(moved, labels).view(-1, self.count)
