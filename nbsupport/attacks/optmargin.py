@@ -72,7 +72,7 @@ def optmargin(
     Attack
         A failed image is returned unchanged. An iteration of `adam` counts `views` passes forward, and one backward
         for each view that is not across yet (on a GPU for every view); one of `ddn` counts `views` forward and then,
-        of its worst five views, five forward and five backward.
+        of the five views of greatest weight, five forward and five backward.
 
     Raises
     ------
