@@ -394,7 +394,7 @@ class NormSearch(Search):
         super().__post_init__()
         self.every = min(10, self.steps)
         self.part = self.steps // _PARTS if self.steps >= _FEWEST else self.steps
-        self.first_rivals = self.problem.x.new_tensor(_FIRST_RIVALS)
+        self.first_rivals = torch.tensor(_FIRST_RIVALS).to(self.problem.x.device)
 
     def begin(self, state: State) -> None:
         """Start at the image itself."""
