@@ -214,7 +214,7 @@ class Measured:
     forwards: int
     backwards: int
     peak: int
-    waits: int | None
+    waits: int | None = None
 
     @property
     def passes_per_s(self) -> float:
