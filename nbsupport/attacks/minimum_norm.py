@@ -350,12 +350,12 @@ _VIEWS = 0.02  # temperature of the soft maximum over views, in margins before t
 # Temperature of the soft maximum over rival classes, likewise, at the beginning of each start and of the refinement,
 # and at their ends. One view, one start of 200 steps or three of 40 and 80 more: digits .0345 and .0321, a 3x3 MNIST
 # network .0484 and .0478.
-_FIRST_RIVALS, _RIVALS = (0.15, 0.5, 1.0, 0.03), 0.03
+_STARTS_RIVALS, _FIRST_RIVALS, _RIVALS = (0.15, 0.5, 1.0), 0.15, 0.03
 _PARTS, _FEWEST = (
     5,
     50,
 )  # a start lasts a fifth of the steps, the refinement the rest; below 50 steps there is one start
-_STRIDE = 1.0  # first step, in norms of the perturbation
+_STRIDE, _STARTS_STRIDE, _REFINING = 2.0, 1.0, 0.3  # first step, in norms of the perturbation
 _LAST_SHARE = 0.01  # of the first step and norm change, at the end
 _LEAP = 0.25  # relative change of the norm until it has been on both sides of the boundary
 # Memory of the mean square of each pixel's residual, by whose root its step is divided, and what is added to the root,
@@ -393,8 +393,12 @@ class NormSearch(Search):
         checks.number(self.gamma, name="gamma", open_low=True, high=1 - 1e-6)
         super().__post_init__()
         self.every = min(10, self.steps)
-        self.part = self.steps // _PARTS if self.steps >= _FEWEST else self.steps
-        self.first_rivals = torch.tensor(_FIRST_RIVALS).to(self.problem.x.device)
+        several = self.objective.count == 1 and self.steps >= _FEWEST
+        first = _STARTS_RIVALS if several else ()
+        self.starts, self.part = len(first), self.steps // _PARTS
+        rivals = torch.tensor((*first, _RIVALS if several else _FIRST_RIVALS))
+        self.first_rivals = rivals.to(self.problem.x.device)
+        self.stride = _REFINING if several else _STRIDE
 
     def begin(self, state: State) -> None:
         """Start at the image itself."""
@@ -414,10 +418,9 @@ class NormSearch(Search):
 
     def step(self, state: State) -> None:
         """Evaluate, keep the best, step along the residual, then rescale to the new norm."""
-        starts = len(_FIRST_RIVALS) - 1
-        start = (state["iteration"] // self.part).clamp(max=starts)
-        refining, within = start == starts, state["iteration"] - start * self.part
-        length = torch.where(refining, self.steps - starts * self.part, self.part)
+        start = (state["iteration"] // max(self.part, 1)).clamp(max=self.starts)
+        refining, within = start == self.starts, state["iteration"] - start * self.part
+        length = torch.where(refining, self.steps - self.starts * self.part, self.part)
         cosine = (1 + (math.pi * within / length).cos()) / 2  # 1 -> 0
         decay = _LAST_SHARE + (1 - _LAST_SHARE) * cosine
         rivals = _RIVALS * (self.first_rivals[start] / _RIVALS) ** cosine
@@ -441,8 +444,11 @@ class NormSearch(Search):
         else:
             _keep_nearest(state, x_adv, l2, wanted)
 
-        residual = self._residual(state, look.gradient, x_adv, within == 0)
-        delta = delta - per_image(_STRIDE * decay * state["norm"] / _length(residual)) * residual
+        direction, stride = look.gradient, torch.where(refining, self.stride, _STARTS_STRIDE) * decay
+        if self.starts:
+            residual = self._residual(state, look.gradient, x_adv, within == 0)
+            direction = torch.where(per_image(refining), direction, residual)
+        delta = delta - per_image(stride * state["norm"] / _length(direction)) * direction
         # The image itself, where a start begins, says nothing of the norm.
         state["leaping"] &= (within < 2) | (flipped == state["flipped"])
         state["flipped"] = flipped
@@ -462,7 +468,7 @@ class NormSearch(Search):
         origin = torch.where(per_image(refining), state["best"] - state["x"], 0.0)
         state["delta"] = torch.where(per_image(enter), origin, state["delta"])
         state["norm"] = torch.where(enter & found, state["best_l2"], state["norm"])
-        state["leaping"] = torch.where(enter, ~(refining & found), state["leaping"])
+        state["leaping"] = torch.where(enter, ~refining, state["leaping"])
         state["average"] = torch.where((enter & ~refining)[:, None], 0.0, state["average"])
 
     def _weights(self, state: State, margin: Tensor) -> Tensor:
