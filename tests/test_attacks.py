@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport import attacks
+from nbsupport import attacks, models, train
 from nbsupport.attacks import draw_views, engine
 from nbsupport.attacks.engine import Objective
 from nbsupport.bench import published
@@ -97,7 +97,7 @@ def each(table):
 
 
 @pytest.mark.parametrize("make", [half_space, ball, wedge])
-@pytest.mark.parametrize(("name", "slack"), [("ddn", 1.25), ("cw", 1.25)])
+@pytest.mark.parametrize(("name", "slack"), [("ddn", 1.03), ("cw", 1.25)])
 def test_minimum_norm_attacks_reach_the_exact_distance(make, name, slack):
     model, x = make(), interior_images(60)
     x = x[model.distance(x) > 0.03]
@@ -107,6 +107,52 @@ def test_minimum_norm_attacks_reach_the_exact_distance(make, name, slack):
     assert (predicted(model, result.x_adv) != predicted(model, x)).all()
     assert (found >= exact - 1e-5).all()
     assert (found <= slack * exact).all()
+
+
+def nearest_in_box(path, crosses):
+    """Return the first crossing point on `path(t)` (N, D), t from 0 to 1, by bisection for every image."""
+    low, high = torch.zeros(2, len(path(torch.zeros(1, 1).double())), 1).double()
+    high += 1
+    for _ in range(60):
+        middle = (low + high) / 2
+        done = crosses(path(middle))[:, None]
+        low, high = torch.where(done, low, middle), torch.where(done, middle, high)
+    return path(high)
+
+
+def half_space_in_box(x):
+    """Return a half-space that many pixels meet only at 0 or 1, and its point nearest to each image."""
+    normal = torch.randn(DIM, generator=seeded(1)).double()
+    offset = float(normal.clamp(min=0).sum()) * 0.8  # most of the way to the far corner
+    nearest = nearest_in_box(lambda t: (x + 10 * t * normal).clamp(0, 1), lambda p: p @ normal >= offset)
+    return HalfSpace(normal.float(), offset), nearest
+
+
+def ball_in_box(x):
+    """Return a ball around a point outside the cube that reaches into it, and its point nearest to each image."""
+    center, radius = torch.where(torch.arange(DIM) % 2 == 0, -0.5, 0.4).double(), 2.2
+
+    def path(t):
+        return (x + t * (center - x)).clamp(0, 1)  # the projection on ball and cube, for a multiplier t / (1 - t)
+
+    return Ball(center.float(), radius), nearest_in_box(path, lambda p: (p - center).norm(dim=1) <= radius)
+
+
+@pytest.mark.xfail(strict=True, reason="the scaled steps leave pixels at their limits: up to 2 % and 42 % too far")
+@pytest.mark.parametrize("make", [half_space_in_box, ball_in_box])
+def test_least_norms_are_exact_where_pixels_are_held_at_their_limits(make):
+    x = torch.rand(24, *SHAPE, generator=seeded(7)).double().flatten(1)
+    x = torch.where(torch.rand(x.shape, generator=seeded(8)) < 0.3, 0.0, x)  # as in MNIST, where most pixels are 0
+    model, nearest = make(x)
+    images = x.float().view(-1, *SHAPE)
+    held = ((nearest == 0) | (nearest == 1)) & (nearest != x)
+    assert (held.sum(1) > 1).all()
+    result = attacks.ddn_l2(model, images, predicted(model, images), steps=200)
+    found, exact = (result.x_adv - images).flatten(1).norm(dim=1).double(), (nearest - x).norm(dim=1)
+    assert result.correct.all()
+    assert result.success.all()
+    assert (found >= exact - 1e-4).all()
+    assert (found <= 1.01 * exact).all()
 
 
 @pytest.mark.parametrize("make", [half_space, ball, wedge])
@@ -343,6 +389,35 @@ def test_an_image_is_attacked_alone_as_in_any_batch(attack):
         assert alone.success[0] == together.success[i] == shuffled.success[order == i]
         assert alone.forwards[0] == together.forwards[i]
         assert alone.rms[0].item() == pytest.approx(together.rms[i].item(), rel=0.01)
+
+
+def other_make(in_shape, num_classes):
+    """Return a network unlike the package's own: 3x3, batch-norm, pooling, channels-first."""
+    return nn.Sequential(
+        nn.Conv2d(in_shape[0], 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(256, num_classes),
+    )  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="the scaled steps carry roundings on: 75 % and 60 % of the images repeat")
+@pytest.mark.parametrize("name", ["digits_cnn", "test_attacks:other_make"])
+def test_optmargin_repeats_when_the_input_moves_by_a_rounding(name, digits, digits_train):
+    torch.manual_seed(0)
+    model = models.build(name, in_shape=(1, 8, 8), num_classes=10)
+    train.fit(model, digits_train, epochs=3, generator=seeded(), lr=0.05)
+    right = predicted(model.eval(), digits.x) == digits.y
+    x, y = digits.x[right][:20], digits.y[right][:20]
+    moved = [(x + 1e-7 * torch.randn(x.shape, generator=seeded(i))).clamp(0, 1) for i in range(2)]
+    settings = {"eps": 0.15, "views": 20, "solver": "ddn", "steps": 100}
+    result = attacks.optmargin(model, torch.cat((x, *moved)), y.repeat(3), generator=seeded(), **settings)
+    rms = result.rms.view(3, -1)
+    spread = (rms.amax(0) - rms.amin(0)) / rms.mean(0)
+    assert result.success.all()
+    assert (spread < 0.01).double().mean() >= 0.95
+    alone = torch.cat([attacks.optmargin(model, x[i : i + 1], y[i : i + 1], generator=seeded(), **settings).rms
+                       for i in range(2)])  # fmt: skip
+    torch.testing.assert_close(alone, rms[0, :2], rtol=0.01, atol=0)
 
 
 @each(EVERY)
