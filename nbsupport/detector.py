@@ -56,8 +56,9 @@ class BoundaryNet(nn.Module):
 
     def forward(self, distances: Tensor, purities: Tensor) -> Tensor:
         """Return the logits (N, 2) of benign and adversarial from distances (N, K), sorted and scaled, and purities."""
-        alone = {name: parameter[None] for name, parameter in self.named_parameters()}
-        return stacked_logits(alone, distances[None], purities[None])[0]
+        alone: dict[str, Tensor] = {name: parameter[None] for name, parameter in self.named_parameters()}
+        logits: Tensor = stacked_logits(alone, distances[None], purities[None])[0]
+        return logits
 
 
 def stacked_logits(
@@ -128,7 +129,7 @@ class Detector:
         `distance` (N, K) in [0, 1] units, in any order, inf where a ray meets no boundary; `purities` (N, 3).
         """
         parameter = self.network.linear2.weight
-        inputs = _input(distance.to(parameter), self.unreached, self.shift, self.scale)
+        inputs = (sorted_rays(distance.to(parameter), self.unreached) - self.shift) / self.scale
         logits: Tensor = self.network(inputs, purities.to(parameter) * self.sees_purity)
         return logits
 
@@ -255,7 +256,13 @@ def fit(
     ----------
     .. [1] He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, and its released code.
     """
-    settings = {"num_classes": num_classes, "unreached": unreached, "epochs": epochs, "steps": steps, "pairs": pairs}
+    settings: dict[str, Any] = {
+        "num_classes": num_classes,
+        "unreached": unreached,
+        "epochs": epochs,
+        "steps": steps,
+        "pairs": pairs,
+    }
     settings |= {"lr": lr, "shift": shift, "scale": scale, "sees_purity": sees_purity, "progress": progress}
     return _fitted(benign, adversarial, [(slice(None), slice(None))], [generator], **settings)[0]
 
@@ -378,7 +385,7 @@ def _fitted(
     device = benign.distance.device
     sides = benign, adversarial.to(device)
     inputs = [part for side in sides for part in side.distance.split(_ROWS)]  # a sort takes three times its input
-    distances = torch.cat([_input(part.float(), unreached, shift, scale) for part in inputs])
+    distances = torch.cat([(sorted_rays(part.float(), unreached) - shift) / scale for part in inputs])
     shares = torch.cat([purity(side, num_classes=num_classes, top=PURITIES) for side in sides])
     purities = shares.float() * sees_purity
     rows = torch.arange(len(distances), device=device)
@@ -467,9 +474,9 @@ def _check(profile: Profile, *, name: str) -> None:
         raise ValueError(f"expected {name} distances without NaN (inf where a ray meets no boundary); probe again")
 
 
-def _input(distance: Tensor, unreached: float, shift: float, scale: float) -> Tensor:
-    """Return `distance` (N, K) as the network sees it: without inf, sorted, scaled."""
-    return (distance.masked_fill(distance.isinf(), unreached).sort(1).values - shift) / scale
+def sorted_rays(distance: Tensor, unreached: float) -> Tensor:
+    """Return `distance` (N, K) sorted, with `unreached` for the infinite ones."""
+    return distance.masked_fill(distance.isinf(), unreached).sort(1).values
 
 
 def initialised(rays: int, generator: torch.Generator | None) -> BoundaryNet:

@@ -372,9 +372,9 @@ def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, t
             pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen)), folds(s, at)
     if not pairs:
         return {}
-    benign, adversarial, at = zip(*pairs.values(), strict=True)
+    benign, adversarial, spread = zip(*pairs.values(), strict=True)
     chosen = {name: pair for name, pair in pairs.items() if s.detector_on == "every" or name in MAIN}
-    return chosen | {"all": (Profile.cat(list(benign)), Profile.cat(list(adversarial)), torch.cat(at))}
+    return chosen | {"all": (Profile.cat(list(benign)), Profile.cat(list(adversarial)), torch.cat(spread))}
 
 
 # One image
