@@ -146,11 +146,7 @@ class Detector:
             If the profile has another number of rays than those in training, or a distance is NaN.
         """
         _check(profile, name="profile")
-        if profile.distance.shape[1] != self.rays:
-            raise ValueError(
-                f"expected profiles of {self.rays} rays, as in training, got {profile.distance.shape[1]}; "
-                "probe along the same directions"
-            )
+        same_rays(profile, self.rays)
         purities = purity(profile, num_classes=self.num_classes, top=PURITIES)
         parts = zip(profile.distance.split(_ROWS), purities.split(_ROWS), strict=True)
         with repeatable(), full_float32():
@@ -358,16 +354,8 @@ def _fitted(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Detector]:
     """Return a detector for each of `parts`, its rows on the benign and on the adversarial side; see `fit`."""
-    for name, profile in (("benign", benign), ("adversarial", adversarial)):
-        _check(profile, name=name)
-        if len(profile) == 0:
-            raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
+    comparable(benign, adversarial)
     rays = benign.distance.shape[1]
-    if adversarial.distance.shape[1] != rays:
-        raise ValueError(
-            f"expected as many rays on both sides, got {rays} benign and {adversarial.distance.shape[1]} adversarial; "
-            "probe both along the same directions"
-        )
     checks.count(num_classes, name="num_classes", low=2)
     checks.count(pairs, name="pairs")
     checks.number(unreached, name="unreached")
@@ -473,6 +461,29 @@ def _visits(benign: Tensor, adversarial: Tensor, steps: int, size: int, generato
     paired = len(benign) == len(adversarial)
     other = order if paired else orders(len(adversarial), steps, size, generator)
     return torch.cat((benign[order.to(benign.device)], adversarial[other.to(benign.device)]), 1)
+
+
+def comparable(benign: Profile, adversarial: Profile) -> None:
+    """Raise ValueError unless both sides hold profiles, of equally many rays and without NaN."""
+    for name, profile in (("benign", benign), ("adversarial", adversarial)):
+        _check(profile, name=name)
+        if len(profile) == 0:
+            raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
+    rays = benign.distance.shape[1]
+    if adversarial.distance.shape[1] != rays:
+        raise ValueError(
+            f"expected as many rays on both sides, got {rays} benign and {adversarial.distance.shape[1]} adversarial; "
+            "probe both along the same directions"
+        )
+
+
+def same_rays(profile: Profile, rays: int) -> None:
+    """Raise ValueError unless `profile` has as many rays as those in training."""
+    if profile.distance.shape[1] != rays:
+        raise ValueError(
+            f"expected profiles of {rays} rays, as in training, got {profile.distance.shape[1]}; "
+            "probe along the same directions"
+        )
 
 
 def _check(profile: Profile, *, name: str) -> None:
