@@ -50,7 +50,7 @@ def _checked(check: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """Return what `check` returns; what is wrong with the arguments becomes a message and exit code 2."""
     try:
         return check(*given, **named)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
 
 

@@ -109,6 +109,11 @@ class Settings:
         checks.number(self.magnitude_step, name="magnitude_step", open_low=True)
         checks.number(self.magnitude_max, name="magnitude_max", low=self.magnitude_step)
         count = math.floor(self.magnitude_max / self.magnitude_step * (1 + 1e-9))  # .49 / .01 is a little below 49
+        if count > _MOST_MAGNITUDES:
+            raise ValueError(
+                f"expected at most {_MOST_MAGNITUDES} magnitudes, got {count} from magnitude_step "
+                f"{self.magnitude_step:g} up to magnitude_max {self.magnitude_max:g}; raise the one or lower the other"
+            )
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
 
@@ -117,6 +122,8 @@ _FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confide
 _HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)
 _HIGHEST["detector_train_share"] = 0.95  # something must be left to test on
 _HINTS = typing.get_type_hints(Settings)
+_MOST_MAGNITUDES = 10_000
+FEWEST_RAYS = 36  # of the detector: (36 - 8) // 4 + 1 = 8, the length of its second kernel
 
 
 def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -161,7 +168,13 @@ def require(settings: Settings) -> None:
             checks.count(value, name=name, low=0 if name in _FROM_ZERO else 1)
         elif isinstance(value, float):
             checks.number(value, name=name, open_low=name not in _FROM_ZERO, high=_HIGHEST.get(name, math.inf))
-    settings.magnitudes  # noqa: B018  (raises where there are none)
+    settings.magnitudes  # noqa: B018  (raises where there are none, or too many)
+    rays = math.inf if settings.directions is None else settings.directions * (1 + settings.negate)
+    if rays < FEWEST_RAYS:
+        raise ValueError(
+            f"expected at least {FEWEST_RAYS} rays, which the detector needs, got {rays} from directions "
+            f"{settings.directions} {'and their negations' if settings.negate else 'without their negations'}; raise it"
+        )
 
 
 def _absolute_source(source: str) -> str:

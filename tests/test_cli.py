@@ -68,6 +68,11 @@ def test_parameters_name_the_folder_and_reach_the_run(here: Path) -> None:
         (("run", "-p", "n"), "requires 2 arguments"),
         (("run", "-p", "n", "1", "-p", "n", "2"), "expected every parameter once"),
         (("run", "--run-dir", "notebooks/03_attacks.ipynb"), "is a file"),
+        (
+            ("run", "--run-dir", "notebooks/03_attacks.ipynb/run"),
+            "03_attacks.ipynb is a file; choose another --run-dir",
+        ),
+        (("run", "--run-dir", "x" * 300), "File name too long"),
         (("run", "folder:absent"), "with a PATH that exists"),
         (("status", "absent"), "does not exist"),
         (("status", "."), "is not a run folder: it holds no run.json"),

@@ -111,6 +111,18 @@ def test_other_parameters_in_the_folder_are_refused(folder: Path) -> None:
         plan(folder, run_dir="runs/digits-smoke", n=7)
 
 
+def test_a_folder_that_may_not_be_written_to_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder.parent / "locked" / "run"
+    target.parent.mkdir()
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))  # root may write everywhere
+    with pytest.raises(
+        ValueError, match=r"expected a run folder that may be written to, got .*/locked/run, but .*/locked"
+    ):
+        runner.plan("digits", "smoke", {}, target, folder=folder)
+    assert asked == [(target.parent, os.W_OK | os.X_OK)]
+
+
 def test_the_description_marks_parameters_and_tells_what_would_run(folder: Path) -> None:
     run = plan(folder, n=7).open()
     for stage in STAGES[:2]:

@@ -224,6 +224,12 @@ def test_too_few_training_images_are_told(tmp_path: Path) -> None:
         run.train  # noqa: B018
 
 
+def test_more_directions_than_pixels_are_refused(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", directions=65)
+    with pytest.raises(ValueError, match=r"expected at most 64 directions, one for each pixel and channel, got 65"):
+        run.train  # noqa: B018
+
+
 def test_test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
     images = {part: np.zeros((20, 6, 6, 1), np.uint8) for part in ("train_x", "test_x")}
     labels = {part: np.arange(20) % 2 for part in ("train_y", "test_y")}

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -65,10 +66,10 @@ def plan(
     ------
     ValueError
         For an unknown name or a value of the wrong type, a data set that does not exist, a run folder with other
-        parameters (`ParametersDiffer`) or with results whose run.json is gone, or a notebook that does not take the
-        parameters.
-    FileNotFoundError
-        If a notebook is absent.
+        parameters (`ParametersDiffer`) or with results whose run.json is gone, one that cannot be written to, or a
+        notebook that does not take the parameters.
+    OSError
+        If a notebook is absent, or the run folder cannot be looked for, such as with a name that is too long.
     """
     if dataset.endswith(":"):
         raise ValueError(f"expected a path after {dataset!r}")
@@ -81,7 +82,20 @@ def plan(
     if (job.run_dir / manifest.NAME).exists():
         manifest.require_same(job.run_dir, manifest.read(job.run_dir)["parameters"], settings)
     store.require_fresh(job.run_dir)
+    _require_writable(job.run_dir)
     return job
+
+
+def _require_writable(run_dir: Path) -> None:
+    """Raise ValueError unless this process may write in `run_dir`, or make it; OSError where it cannot be one."""
+    above = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"expected a run folder, got {run_dir}, but {above} is a file; choose another --run-dir")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"expected a run folder that may be written to, got {run_dir}, but {above} may not; "
+            "choose another --run-dir"
+        )
 
 
 def _default_dir(settings: presets.Settings, *, named: bool) -> Path:

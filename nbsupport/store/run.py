@@ -88,7 +88,7 @@ class Run:
     def train(self) -> ImageSet:
         """The training images, the validation part among them (the last `validation_n`).
 
-        Raises ValueError where fewer than twice `validation_n` are there.
+        Raises ValueError where fewer than twice `validation_n` are there, or a run has more directions than pixels.
         """
         from nbsupport import data
 
@@ -98,6 +98,11 @@ class Run:
             raise ValueError(
                 f"expected at least {2 * s.validation_n} training images, of which {s.validation_n} are kept "
                 f"aside for validation, got {len(images)}; lower that with -p validation_n N"
+            )
+        if (s.directions or 0) > images.x[0].numel():
+            raise ValueError(
+                f"expected at most {images.x[0].numel()} directions, one for each pixel and channel, got "
+                f"{s.directions}; lower that with -p directions N"
             )
         self._uses_data("training")
         return images
