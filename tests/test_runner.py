@@ -92,6 +92,13 @@ def test_a_run_folder_and_the_root_become_absolute(folder: Path) -> None:
         ("digits", {"radius": -1}, "expected radius above 0 and at most 1, got -1"),
         ("digits", {"magnitude_step": 0}, "expected magnitude_step above 0"),
         ("digits", {"model": "digits_cn"}, "expected model to be one of .* did you mean 'digits_cnn'"),
+        ("digits", {"pgd_model": "resnet2"}, "expected pgd_model to be one of .* did you mean 'resnet20'"),
+        (
+            "digits",
+            {"weights": "absent.pt"},
+            "expected weights as a file of weights, or 'own', found no file .*absent.pt",
+        ),
+        ("digits", {"pgd_weights": "absent.pt"}, "expected pgd_weights as a file of weights"),
         ("digits", {"model": "nowhere.to_be:found"}, "expected model as package.module:function .* got 'nowhere"),
     ],
 )

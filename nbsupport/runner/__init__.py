@@ -112,13 +112,19 @@ def _require_sources(s: presets.Settings) -> None:
         checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
         if colon and not Path(path).exists():
             raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
-    package = s.model.partition(":")[0].partition(".")[0]
-    if ":" not in s.model:
-        from nbsupport import models  # which loads torch
+    for name, model in (("model", s.model), ("pgd_model", s.pgd_model or s.model)):
+        package = model.partition(":")[0].partition(".")[0]
+        if ":" not in model:
+            from nbsupport import models  # which loads torch
 
-        checks.choice(s.model, models.NAMES, name="model")
-    elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
-        raise ValueError(f"expected model as package.module:function of a package that is installed, got {s.model!r}")
+            checks.choice(model, models.NAMES, name=name)
+        elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
+            raise ValueError(
+                f"expected {name} as package.module:function of a package that is installed, got {model!r}"
+            )
+    for name, weights in (("weights", s.weights), ("pgd_weights", s.pgd_weights)):
+        if weights not in (None, presets.OWN) and not Path(weights).is_file():
+            raise ValueError(f"expected {name} as a file of weights, or {presets.OWN!r}, found no file {weights}")
 
 
 def describe(job: Job) -> str:

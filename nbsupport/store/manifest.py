@@ -24,6 +24,7 @@ from nbsupport.store import kept
 
 STAGES = ("01_datasets", "02_training", "03_attacks", "04_region_classification", "05_boundary_analysis", "06_detector")
 NAME = "run.json"
+_READ = {"training": "the training images", "test": "the test images", "weights": "the given weights"}
 _REMEDY = "choose another run folder, or delete this one"
 _STAGE = {"seconds": float, "finished": str, "device": str, "outputs": dict, "made_from": dict}
 
@@ -208,10 +209,10 @@ def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, A
         try:
             same = fingerprint(part, parameters) == digest
         except (OSError, ValueError) as error:
-            yield f"the {part} images cannot be read ({error})"
+            yield f"{_READ[part]} cannot be read ({error})"
         else:
             if not same:
-                yield f"the {part} images changed"
+                yield f"{_READ[part]} changed"
     for rel, digest in made_from.get("files", {}).items():
         if not (run_dir / rel).is_file() or content(run_dir / rel) != digest:
             yield f"{rel} changed"
@@ -223,7 +224,10 @@ def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, A
 
 
 def fingerprint(part: str, parameters: Mapping[str, Any]) -> str:
-    """Return the digest of the files that the images of `part` ("training" or "test") are read from."""
+    """Return the digest of the files that the `part` of `_READ` is read from."""
+    if part == "weights":
+        named = [parameters[name] for name in ("weights", "pgd_weights")]
+        return " ".join(str(name if name in (None, presets.OWN) else files.file_digest(Path(name))) for name in named)
     train = part == "training"
     return data.fingerprint(parameters["train_data" if train else "test_data"], train=train, root=parameters["root"])
 

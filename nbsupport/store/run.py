@@ -280,6 +280,8 @@ class Run:
             if done % 20 == 0 or done == total:
                 self.journal.report(stage, what, done, total, "batches")
 
+        if self.settings.weights or self.settings.pgd_weights:
+            self._uses_data("weights")
         options = {**settings, "checkpoint": checkpoint, "progress": progress, **self._generator(fit, seed)}
         history: pd.DataFrame = fit(model, *inputs, **options)
         models.save(model, path, made_from=json.dumps(made_from))
