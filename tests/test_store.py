@@ -125,6 +125,17 @@ def test_results_without_run_json_are_left_alone(run: Run) -> None:
     assert sorted(path for path in run.dir.rglob("*") if path.is_file()) == before
 
 
+def test_a_run_keeps_to_the_threads_it_was_created_with(run: Run) -> None:
+    before = torch.get_num_threads()
+    assert manifest.read(run.dir)["threads"] == before
+    manifest.update(run.dir, lambda contents: contents.update(threads=before + 1))
+    try:
+        store.open_run(run.dir, dataset="digits", preset="smoke")
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 # run.json, whoever wrote it
 
 
@@ -132,6 +143,7 @@ def test_results_without_run_json_are_left_alone(run: Run) -> None:
     ("change", "why"),
     [
         (lambda c: c.pop("stages"), "run.json lacks the entry 'stages'"),
+        (lambda c: c.update(threads="two"), "expected run.json.threads as int, got str"),
         (lambda c: c.update(parameters=[]), "expected run.json.parameters as dict, got list"),
         (lambda c: c["stages"].update({"03_attacks": {}}), "stages.03_attacks lacks the entry 'seconds'"),
         (lambda c: c["stages"]["03_attacks"].pop("outputs"), "stages.03_attacks lacks the entry 'outputs'"),

@@ -58,7 +58,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 def _require(manifest: Any) -> None:
     """Raise ValueError, naming the entry, unless `manifest` is what `create` and `finish` write."""
-    _entry(manifest, "run.json", {"parameters": dict, "stages": dict})
+    _entry({"threads": 1, **manifest}, "run.json", {"parameters": dict, "stages": dict, "threads": int})
     for stage, entry in manifest["stages"].items():
         _entry(entry, f"stages.{stage}", _STAGE)
         for rel in (*entry["outputs"], *entry["made_from"].get("files", {})):
@@ -82,13 +82,13 @@ def _inside(rel: Any) -> bool:
     return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
-def create(run_dir: Path, settings: presets.Settings, device: str) -> None:
-    """Make the folder of a new run on `device`, with its run.json."""
+def create(run_dir: Path, settings: presets.Settings, *, device: str, threads: int) -> None:
+    """Make the folder of a new run on `device`, which computes on so many `threads` of a CPU, with its run.json."""
     versions = {"python": platform.python_version(), "nbsupport": __version__}
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
     versions |= {package: importlib.metadata.version(package) for package in packages}  # without importing them
-    made_with = {"parameters": dataclasses.asdict(settings), "versions": versions, "commit": commit(), "device": device}
-    write(run_dir, {**made_with, "batch_sizes": {}, "stages": {}})
+    made_with = {"parameters": dataclasses.asdict(settings), "versions": versions, "commit": commit()}
+    write(run_dir, {**made_with, "device": device, "threads": threads, "batch_sizes": {}, "stages": {}})
 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:

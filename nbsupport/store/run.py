@@ -475,6 +475,8 @@ def open_run(
 ) -> Run:
     """Return the run in `run_dir`, which is created where it does not exist.
 
+    This process computes on as many threads as the one that created it: another number rounds sums differently.
+
     Where the folder holds a run with other settings they are replaced: what differs is printed and recorded, and the
     stages that it makes out of date are named.
 
@@ -487,14 +489,17 @@ def open_run(
     RunInUse
         Where settings differ and another process runs in the folder.
     """
+    import torch
+
     settings = presets.settings(dataset, preset, overrides)
     run = Run(Path(run_dir).expanduser().resolve(), settings)
     if run.path(manifest.NAME).exists():
         _adopt(run)
+        torch.set_num_threads(manifest.read(run.dir).get("threads", torch.get_num_threads()))
     else:
         require_fresh(run.dir)
         run.dir.mkdir(parents=True, exist_ok=True)
-        manifest.create(run.dir, settings, str(run.device))
+        manifest.create(run.dir, settings, device=str(run.device), threads=torch.get_num_threads())
     return run
 
 
