@@ -22,8 +22,11 @@ from nbsupport.data import ImageSet
 from nbsupport.presets import MODELS, Settings
 
 BENIGN = "benign"
+CONTROLS = ("noise", "errors")  # benign images that a detector should not call adversarial
+MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
+_FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
@@ -288,22 +291,47 @@ def _directions(dim: int, count: int, negate: bool, seed: int) -> Tensor:
     return boundary.directions(dim, count, negate=negate, generator=runtime.seeded(seed, "directions"))
 
 
-def versions(
-    right: Mapping[str, Tensor], attacked: Results, images: ImageSet, limit: int
-) -> dict[Keys, tuple[Tensor, Tensor]]:
+def versions(s: Settings, networks: Networks, attacked: Results, images: ImageSet) -> dict[Keys, tuple[Tensor, Tensor]]:
     """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
 
-    They are the benign images among the first `limit` that the model classifies correctly (`right`, as `correct`
-    returns it), and the first `limit` successes of every attack.
+    They are the benign images among the first `boundary_n` attacked ones that the model classifies correctly, the first
+    `boundary_n` successes of every attack, and two controls:
+
+    - `noise`: the benign images on which OPTMARGIN succeeded, moved in a random direction by the same RMS (`noisy`);
+      those whose class changes are left out, since they are no longer benign;
+    - `errors`: the first `boundary_n` of all test images that the model misclassifies.
     """
     found = {}
-    for which, mask in right.items():
-        sets = {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
-        for name, (chosen, x) in {BENIGN: (mask[:limit], images.x), **sets}.items():
-            index = chosen.nonzero().squeeze(1)[:limit]
+    for which, model in networks.items():
+        right = runtime.predict(model, images.x).cpu() == images.y
+        sets = {BENIGN: (right[: min(s.n, s.boundary_n)], images.x)}
+        sets |= {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
+        sets["errors"] = ~right, images.x
+        if margin := attacked.get((which, "OPTMARGIN")):
+            x = noisy(images.x[: len(margin)], margin.rms, generator=runtime.seeded(s.seed, "noise"))
+            sets["noise"] = margin.success & (runtime.predict(model, x).cpu() == images.y[: len(x)]), x
+        for name, (chosen, x) in sets.items():
+            index = chosen.nonzero().squeeze(1)[: s.boundary_n]
             if len(index):
                 found[which, name] = index, x[index]
     return found
+
+
+def noisy(x: Tensor, rms: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return each image of `x` (N, C, H, W) moved in a random direction, clipped to [0, 1], at the distance `rms` (N,).
+
+    The step is chosen so that the RMS after clipping is `rms`. Where clipping does not allow as much in the direction
+    that was drawn, the image goes as far as it allows.
+    """
+    direction = torch.randn(x.shape, generator=generator)
+    low, high = torch.zeros(len(x), 1, 1, 1), torch.full((len(x), 1, 1, 1), _FAR)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        short = ((x + middle * direction).clamp(0, 1) - x).square().flatten(1).mean(1).sqrt() < rms
+        low, high = (
+            torch.where(short.view(low.shape) == side, middle, end) for side, end in ((True, low), (False, high))
+        )
+    return (x + high * direction).clamp(0, 1)
 
 
 def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
@@ -340,42 +368,39 @@ def clipped_rms(s: Settings, x: Tensor) -> float:
 # The detector
 
 
-def training_part(s: Settings) -> Tensor:
-    """Return which of the attacked images, by position in the test set, detectors may be trained on: (n,) bool."""
-    order = torch.randperm(s.n, generator=runtime.seeded(s.seed, "detector split"))
-    part = torch.zeros(s.n, dtype=torch.bool)
-    part[order[: round(s.detector_train_share * s.n)]] = True
-    return part
+def folds(s: Settings, positions: Tensor) -> Tensor:
+    """Return the fold (N,) int64, from 0 to `detector_folds` - 1, of images at these `positions` in the test set.
 
-
-def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile]]:
-    """Return what the detectors of one model are trained on: profiles of benign and of adversarial versions of images.
-
-    One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
-    attack with fewer than two such pairs, or fewer than two images to be tested on, is left out.
+    It belongs to the image: all its versions are in one fold. The first n images are spread evenly, at random.
     """
-    part, pairs = training_part(s), {}
-    if BENIGN not in profiles:
-        return {}
-    row = {int(position): i for i, position in enumerate(positions[BENIGN]) if part[position]}
-    for name in profiles:
+    spread = torch.randperm(s.n, generator=runtime.seeded(s.seed, "detector folds"))
+    return torch.where(positions < s.n, spread[positions.clamp(max=s.n - 1)], positions) % s.detector_folds
+
+
+def judge(trained_on: str, fold: int, seed: int = 0) -> str:
+    """Return the name under which the detector of a fold is stored, such as "OPTMARGIN-3"; further seeds follow it."""
+    return f"{trained_on}-{fold}" + (f"-{seed}" if seed else "")
+
+
+def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile, Tensor]]:
+    """Return what the detectors of one model are trained on: benign and adversarial profiles in pairs, and their folds.
+
+    A pair are the two versions of an image. One entry for `all` attacks and those that `detector_on` names; an attack
+    whose pairs are not in two folds at least is left out.
+    """
+    row = {int(position): i for i, position in enumerate(positions.get(BENIGN, ()))}
+    pairs: dict[str, tuple[Profile, Profile, Tensor]] = {}
+    for name in [name for name in profiles if name not in (BENIGN, *CONTROLS)]:
         seen = [i for i, position in enumerate(positions[name].tolist()) if position in row]
-        if name != BENIGN and len(seen) >= 2 and int((~part[positions[name]]).sum()) >= 2:
-            originals = torch.tensor([row[int(positions[name][i])] for i in seen])
-            pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen))
-    if pairs:
-        benign, adversarial = zip(*pairs.values(), strict=True)
-        pairs["all"] = Profile.cat(list(benign)), Profile.cat(list(adversarial))
-    return pairs
-
-
-def held_out(s: Settings, profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, of `all` of them."""
-    part, names = training_part(s), [name for name in names if name != "all"]
-    if not names:
+        at = positions[name][seen]
+        if len(folds(s, at).unique()) > 1:
+            originals = torch.tensor([row[int(position)] for position in at])
+            pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen)), folds(s, at)
+    if not pairs:
         return {}
-    found = {name: profiles[name].take(~part[positions[name]]) for name in (BENIGN, *names)}
-    return found | {"all": Profile.cat([found[name] for name in names])}
+    benign, adversarial, spread = zip(*pairs.values(), strict=True)
+    chosen = {name: pair for name, pair in pairs.items() if s.detector_on == "every" or name in MAIN}
+    return chosen | {"all": (Profile.cat(list(benign)), Profile.cat(list(adversarial)), torch.cat(spread))}
 
 
 # One image

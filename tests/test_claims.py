@@ -359,9 +359,17 @@ def test_controls_that_the_detector_lets_pass_stand_beside_claim_8(control, rate
     none = (math.nan,) * 3
     detectors = [detection("pgd", name, control, none, (N, 0), rate=rate) for name in ("all", "OPTMARGIN")]
     detectors += [detection("pgd", "all", control, none, (N, 0), rate=rate, kind="boosting")]
-    got = row(8, measured("FGSM"), model="pgd", examples=control, detectors=pd.concat(detectors))
+    got = row(8, measured("FGSM"), model="pgd", examples=control, says=" pass$", detectors=pd.concat(detectors))
     assert agrees(got, intervals.wilson(round((1 - rate) * N), N), 0.5)
     assert (got.verdict, got.decides) == (verdict, False)
+
+
+@pytest.mark.parametrize(("area", "verdict"), [((0.98, 0.93, 0.99), "holds"), ((0.6, 0.5, 0.7), "fails")])
+def test_images_of_like_distance_are_separated_beside_claim_8(area, verdict):
+    detectors = detection("pgd", "all", "matched", area, (N, 35), rate=0.5)
+    got = row(8, measured("FGSM"), model="pgd", examples="matched", says="like median distance", detectors=detectors)
+    assert (got.statistic, got.n, got.threshold, got.verdict) == (area[0], 35, 0.9, verdict)
+    assert not got.decides
 
 
 def test_a_control_without_images_is_not_measured():
