@@ -265,7 +265,8 @@ def _verdict(ax: Axes, place: tuple[int, int], rows: pd.DataFrame) -> None:
     verdict = verdict if verdict == "mixed" else row["verdict"]
     colour = style.blend(style.VERDICTS[verdict], 1.0, 0.0 if len(deciding) else 0.6)
     ax.add_patch(Rectangle((place[0] - 0.47, place[1] - 0.43), 0.94, 0.86, color=colour))
+    n = f"{row['n']}" if row["n"] < 1000 else f"{row['n'] / 1000:.2g}k"
     mark = "*" * (row["verdict_holm"] != row["verdict"])
-    text = f"{row['statistic']:z.2f}{mark} ({row['n']})" if np.isfinite(row["statistic"]) else f"n={row['n']}"
+    text = f"{row['statistic']:z.2f}{mark} ({n})" if np.isfinite(row["statistic"]) else f"n={n}"
     dark = len(deciding) > 0 and verdict in ("holds", "fails")
     ax.text(*place, text, ha="center", va="center", color="white" if dark else "black", fontsize=9.5)
