@@ -179,7 +179,9 @@ def _sentence(shown: Single, stored: Stored) -> str:
         parts.append(f"vote {names[attacked.vote]} ({'right' if attacked.vote == row.y else 'wrong'})")
     if attacked.score is not None:
         verdict = "detected" if attacked.score >= row.detector_threshold else "missed"
-        said = "no threshold" if math.isnan(row.detector_threshold) else f"{verdict} from {row.detector_threshold:.3f} on"
+        said = (
+            "no threshold" if math.isnan(row.detector_threshold) else f"{verdict} from {row.detector_threshold:.3f} on"
+        )
         parts.append(f"detector {attacked.score:.3f} ({said}; held out in fold {row.detector_part})")
     return "; ".join(parts)
 
