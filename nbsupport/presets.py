@@ -22,7 +22,14 @@ PRESETS = ("smoke", "standard", "paper")
 OWN = "own"  # weights that a model of the user's comes with
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.
-_GROUPS = {"dataset": "01", "model": "02", "targeted": "03", "directions": "05", "detector_steps": "06"}
+_GROUPS = {
+    "dataset": "01",
+    "model": "02",
+    "targeted": "03",
+    "directions": "05",
+    "detector_steps": "06",
+    "adaptive_n": "07",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +115,9 @@ class Settings:
     detector_on: Literal["main", "every"] = "main"  # trained on all, OPTBRITTLE, OPTMARGIN; or on every attack too
     detector_shift: float = 0.0  # the detector sees (distance - shift) / scale
     detector_scale: float = 1.0
+
+    # 07_adaptive_attacks
+    adaptive_n: int = 30  # attacked images given to every adaptive attack
 
     @property
     def magnitudes(self) -> list[float]:

@@ -1,23 +1,22 @@
 """Figures of results: accuracy, error rates, ROC, evasion, claims."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from nbsupport import checks, claims, intervals, tables
 from nbsupport.plots import arrays, style
 
 _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (below)": (0.2, 0.4)}  # place, paleness
 _ENDS = ("", "_low", "_high")
+_NO_ATTACK = "benign, all\nor minimum"
 _REGION = ["region_accuracy", "region_low", "region_high"]
-_SHADE = "#e8f1e4"
 
 
 @style.house_style()
@@ -213,15 +212,16 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
 
 @style.house_style()
 def claims_overview(table: pd.DataFrame) -> Figure:
-    """Return every claim's statistic with its 95 % interval: a panel for each threshold, a row for model and examples.
+    """Return the verdicts as a matrix: a row for each claim, cut by model, and a column for each attack.
 
-    Above a panel stand the words that its statements share; their differing words are the examples, at each row.
+    A cell has the statistic, the n and the colour of the row that decides it (`claims.overall`), "mixed" where another
+    row holds. Claim 5 stands at the attack that OPTMARGIN is compared with. The last column is about benign images
+    (claim 4), all attacks together (8) or the best attack for each image (10, 11).
 
     Parameters
     ----------
     table
-        Rows of claims.csv: claim, model, examples, statement, statistic, threshold, low, high, n, verdict
-        (holds, fails or undecided); a statistic that is not a number was not measured.
+        Rows of claims.csv; those that stand beside a claim are not drawn.
 
     Raises
     ------
@@ -231,20 +231,26 @@ def claims_overview(table: pd.DataFrame) -> Figure:
     arrays.columns(table, claims.COLUMNS, name="the claims table")
     for verdict in table["verdict"].dropna():
         checks.choice(verdict, style.VERDICTS, name="verdict")
-    parts = [part for _, part in table.groupby(["claim", "threshold"], sort=False)]
-    titles = [textwrap.fill(f"{part['claim'].iloc[0]}  {_shared(part['statement'])}", 105) for part in parts]
-    heights = [0.22 * len(part) + 0.12 for part in parts]
-    fig = style.figure(sum(heights) + sum(0.17 * (title.count("\n") + 1) + 0.36 for title in titles) + 0.9)
-    axes = fig.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, part, title in zip(axes, parts, titles, strict=True):
-        _statement(ax, part)
-        ax.set_title(title, loc="left", fontsize=9.5)
-    handles: list[Line2D | Patch] = [Patch(facecolor=_SHADE, edgecolor="0.7", label="the claimed side")]
-    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="threshold"))
-    for verdict, (colour, marker) in style.VERDICTS.items():
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=verdict))
-    fig.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    return style.headline(fig, "The talk's claims against what was measured here: statistic with 95 % interval")
+    table = table[table["decides"] | table["by_construction"].notna()]
+    column = table["examples"].str.split(" - ").str[0].replace(dict.fromkeys(("benign", "all", "minimum"), _NO_ATTACK))
+    names, models = style.in_order(column.unique()), list(table["model"].unique())
+    numbers = sorted(table["claim"].unique())
+    fig = style.figure(1.4 + 0.26 * len(models) * len(numbers))
+    ax = fig.subplots()
+    for (claim, model, name), rows in table.groupby(["claim", "model", column]):
+        _verdict(ax, (names.index(str(name)), len(models) * numbers.index(claim) + models.index(model)), rows)
+    style.rows(ax, models * len(numbers))
+    for i, number in enumerate(numbers):
+        words = textwrap.fill(f"{number}  {claims.CLAIMS.get(number, '')}", 18, subsequent_indent="    ")
+        ax.text(-0.28, len(models) * (i + 0.5) - 0.5, words, transform=ax.get_yaxis_transform(), va="center")
+        ax.axhline(len(models) * (i + 1) - 0.5, color="0.6", linewidth=0.8)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_xticks(range(len(names)), [name.replace("-", "\n-") for name in names])
+    ax.tick_params(labeltop=True, labelbottom=False)
+    ax.grid(False)
+    handles = [Patch(facecolor=colour, label=verdict) for verdict, colour in style.VERDICTS.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return style.headline(fig, "Statistic (n). Pale: by construction. *: undecided with Holm's correction")
 
 
 def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
@@ -253,30 +259,15 @@ def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
     ax.errorbar(at, rates[0], yerr=style.whiskers(*rates), capsize=2.5, elinewidth=0.9, **look)
 
 
-def _shared(statements: Iterable[str]) -> str:
-    """Return `statements` as one, with an ellipsis for words that differ; all of them where they differ in length."""
-    words = [statement.split() for statement in dict.fromkeys(statements)]
-    if len({len(each) for each in words}) > 1:
-        return "; ".join(map(" ".join, words))
-    return " ".join(column[0] if len(set(column)) == 1 else "..." for column in zip(*words, strict=True))
-
-
-def _statement(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw the rows of one threshold; an interval that is not bounded runs to the edge of the panel."""
-    threshold = float(part["threshold"].iloc[0])
-    bounds = part[["statistic", "low", "high"]].to_numpy(float)
-    known = np.append(bounds[np.isfinite(bounds)], threshold)
-    room = max(0.08 * (known.max() - known.min()), 0.02 * max(1.0, abs(threshold)), 1e-9)
-    left, right = known.min() - room, known.max() + room
-    ax.axvspan(threshold, right, color=_SHADE, zorder=0)
-    ax.axvline(threshold, color="black", linestyle="--", linewidth=1.2, zorder=1)
-    for i, (n, verdict, (value, low, high)) in enumerate(zip(part["n"], part["verdict"], bounds, strict=True)):
-        text = f"n={n:.0f}" if np.isfinite(value) else f"n={n:.0f}, not measured"
-        ax.text(1.01, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
-        if np.isfinite(value):
-            colour, marker = style.VERDICTS.get(verdict, ("0.6", "o"))
-            ends = np.clip([low, high], left, right)
-            ax.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
-            ax.plot(value, i, marker=marker, color=colour, markersize=6, zorder=3)
-    style.rows(ax, list(part["model"] + ", " + part["examples"]))
-    ax.set_xlim(left, right)
+def _verdict(ax: Axes, place: tuple[int, int], rows: pd.DataFrame) -> None:
+    """Draw the cell of `rows` at `place`: column, line."""
+    deciding = rows[rows["decides"]]
+    verdict, row = claims.overall(deciding if len(deciding) else rows)
+    verdict = verdict if verdict == "mixed" else row["verdict"]
+    colour = style.blend(style.VERDICTS[verdict], 1.0, 0.0 if len(deciding) else 0.6)
+    ax.add_patch(Rectangle((place[0] - 0.47, place[1] - 0.43), 0.94, 0.86, color=colour))
+    n = f"{row['n']}" if row["n"] < 1000 else f"{row['n'] / 1000:.2g}k"
+    mark = "*" * (row["verdict_holm"] != row["verdict"])
+    text = f"{row['statistic']:z.2f}{mark} ({n})" if np.isfinite(row["statistic"]) else f"n={n}"
+    dark = len(deciding) > 0 and verdict in ("holds", "fails")
+    ax.text(*place, text, ha="center", va="center", color="white" if dark else "black", fontsize=9.5)

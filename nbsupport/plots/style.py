@@ -39,7 +39,7 @@ EXAMPLES = {
     "errors": VIOLET,
     "all": DARK,
 }
-VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILLION, "X"), "undecided": (GREY, "D")}
+VERDICTS = {"holds": BLUE, "fails": VERMILLION, "undecided": "#cacaca", "mixed": YELLOW}
 
 
 class Picture(Figure):
