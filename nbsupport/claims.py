@@ -208,7 +208,7 @@ def undecidable(s: Settings) -> list[str]:
 
     Images that a model misclassifies and attacks that fail leave fewer images than these lines say.
     """
-    given = {name: n for name, (_, n) in suite.attacks(s).items()}
+    given = {name: n for name, (_, n) in suite.attacks(s, "pgd").items()}
     few: dict[int, list[str]] = {}
     for name, n in {**given, "benign images": s.region_n, "adaptive attacks": s.adaptive_n}.items():
         if n < FEWEST:

@@ -47,6 +47,7 @@ class Settings:
     root: str | None = None  # where torchvision's files are; None: $NBSUPPORT_DATA, else ./data
     seed: int = 0
     n: int = 100  # test images given to every attack, the first in stored order
+    pgd_n: int | None = None  # of these, given to every attack on the PGD-trained model; None: all
     train_n: int | None = None  # training images used, the first in stored order; None: all
     validation_n: int = 200  # of these, kept aside for validation
     eps: float = 0.15  # L-inf budget of training, FGSM and PGD

@@ -86,8 +86,8 @@ def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:
 # Attacks
 
 
-def attacks(s: Settings) -> dict[str, tuple[Kernel, int]]:
-    """Return the attacks of method section 4 by the name of their examples: a kernel, and for how many images."""
+def attacks(s: Settings, which: str) -> dict[str, tuple[Kernel, int]]:
+    """Return the attacks on the model `which` by the name of their examples: a kernel, and for how many images."""
     common: dict[str, Any] = {"precision": s.precision}
     search = {**common, "search_steps": s.search_steps, "steps": s.adam_steps}
     penalty = {**search, "lr": s.lr_adam, "initial_const": s.initial_const}
@@ -97,13 +97,14 @@ def attacks(s: Settings) -> dict[str, tuple[Kernel, int]]:
         "ddn": partial(kernels.ddn_l2, steps=s.brittle_steps, **common),
         "adam": partial(kernels.carlini_wagner_l2, confidence=0.0, **penalty),
     }
-    slow, strong = min(s.adam_n, s.n), min(s.strong_n, s.n)
+    n = s.n if which == "normal" or s.pgd_n is None else min(s.pgd_n, s.n)
+    slow, strong = min(s.adam_n, n), min(s.strong_n, n)
     return {
-        "FGSM": (partial(kernels.fgsm, eps=s.eps, **common), s.n),
-        "PGD": (pgd(s), s.n),
-        "OPTBRITTLE": (brittle[s.brittle_solver], s.n),
+        "FGSM": (partial(kernels.fgsm, eps=s.eps, **common), n),
+        "PGD": (pgd(s), n),
+        "OPTBRITTLE": (brittle[s.brittle_solver], n),
         "OPTSTRONG": (partial(kernels.carlini_wagner_l2, confidence=s.confidence, **penalty), strong),
-        "OPTMARGIN": (partial(kernels.optmargin, **views, solver="ddn", steps=s.ddn_steps, **common), s.n),
+        "OPTMARGIN": (partial(kernels.optmargin, **views, solver="ddn", steps=s.ddn_steps, **common), n),
         "OPTMARGIN-adam": (partial(kernels.optmargin, **views, solver="adam", **penalty), slow),
         "OPTMARGIN-authors": (partial(kernels.optmargin, **views, variant="authors", **authors), slow),
     }

@@ -231,7 +231,7 @@ def test_a_kernel_that_is_kept_again_is_not_computed(smoke: Run, monkeypatch: py
     few, model = smoke.test.first(smoke.settings.n), smoke.model("normal")
     stored = smoke.path("attacks", "normal", "PGD.safetensors").read_bytes()
     monkeypatch.setattr(runtime, "frozen", None)  # without it no kernel computes
-    attack, _ = suite.attacks(smoke.settings)["PGD"]
+    attack, _ = suite.attacks(smoke.settings, "normal")["PGD"]
     kept = smoke.keep("attacks/normal/PGD", attack, model, few.x, few.y, each={}, seed=("attack", "PGD"))
     assert torch.equal(kept.x_adv, smoke.load("attacks/normal/PGD").x_adv)
     assert smoke.path("attacks", "normal", "PGD.safetensors").read_bytes() == stored
@@ -249,7 +249,10 @@ class TestImages:
     def test_there_is_a_row_for_every_image_of_every_set(self, smoke: Run, images: pd.DataFrame) -> None:
         assert not images.duplicated(["model", "examples", "index"]).any()
         s = smoke.settings
-        expected = {("benign", max(s.n, s.region_n)), *((name, n) for name, (_, n) in suite.attacks(s).items())}
+        expected = {
+            ("benign", max(s.n, s.region_n)),
+            *((name, n) for name, (_, n) in suite.attacks(s, "normal").items()),
+        }
         probed = images[images.examples.isin(suite.CONTROLS)]
         found = smoke.load_all("boundary")
         for (model, name), part in probed.groupby(["model", "examples"]):
@@ -275,12 +278,12 @@ class TestImages:
             successes = part.rms[part.success.astype(bool)]
             assert row.mean_rms == pytest.approx(successes.mean(), nan_ok=True)
             assert row.median_rms == pytest.approx(successes.median(), nan_ok=True)
-        assert len(table) == 2 * len(suite.attacks(smoke.settings))
+        assert len(table) == 2 * len(suite.attacks(smoke.settings, "normal"))
 
     def test_region_accuracies_are_counted_from_it(self, smoke: Run, images: pd.DataFrame) -> None:
         counted = images[(images.examples == "benign") | images.correct]
         table = read(smoke, "region").set_index(["model", "examples"])
-        assert len(table) == 2 + 2 * len(suite.attacks(smoke.settings))
+        assert len(table) == 2 + 2 * len(suite.attacks(smoke.settings, "normal"))
         for key, row in table.iterrows():
             part = counted[(counted.model == key[0]) & (counted.examples == key[1])]
             assert row.n == len(part)

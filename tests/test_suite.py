@@ -163,7 +163,7 @@ def test_the_last_of_the_best_epochs_is_kept() -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])
 def test_every_attack_has_the_settings_that_the_tables_state(dataset: str, solver: str) -> None:
     s = settings(dataset, "standard", brittle_solver=solver)
-    found, about = suite.attacks(s), suite.about(s).set_index("attack")
+    found, about = suite.attacks(s, "normal"), suite.about(s).set_index("attack")
     assert list(found) == list(about.index) == NAMES
     kernel = {name: (one.func, one.keywords) for name, (one, _) in found.items() if isinstance(one, partial)}
     for name, (function, given) in kernel.items():
@@ -192,8 +192,10 @@ def test_every_attack_has_the_settings_that_the_tables_state(dataset: str, solve
 
 def test_slow_attacks_get_fewer_images() -> None:
     s = settings(n=30, strong_n=20, adam_n=10)
-    assert [n for _, n in suite.attacks(s).values()] == [30, 30, 30, 20, 30, 10, 10]
-    assert [n for _, n in suite.attacks(replace(s, n=15)).values()] == [15, 15, 15, 15, 15, 10, 10]
+    assert [n for _, n in suite.attacks(s, "normal").values()] == [30, 30, 30, 20, 30, 10, 10]
+    assert [n for _, n in suite.attacks(replace(s, n=15), "normal").values()] == [15, 15, 15, 15, 15, 10, 10]
+    assert [n for _, n in suite.attacks(replace(s, pgd_n=12), "pgd").values()] == [12, 12, 12, 12, 12, 10, 10]
+    assert suite.attacks(replace(s, pgd_n=12), "normal")["PGD"][1] == 30
 
 
 def test_a_budget_scales_the_steps_of_pgd_with_it() -> None:
@@ -211,7 +213,7 @@ def test_the_precision_of_a_command_line_reaches_every_attack(precision: str, tm
     given = {"targeted": "random", "precision": precision}  # as `-p` does
     s = runner.plan("digits", "smoke", given, tmp_path / "run").settings
     assert s.targeted == "random"
-    every = [one for one, _ in suite.attacks(s).values()] + [one for *_, one in suite.demands(s, (1, 8, 8))]
+    every = [one for one, _ in suite.attacks(s, "normal").values()] + [one for *_, one in suite.demands(s, (1, 8, 8))]
     assert [one.keywords["precision"] for one in every if isinstance(one, partial)] == [precision] * len(every)
 
 
@@ -222,7 +224,7 @@ def test_a_targeted_success_is_the_target(
     run = store.open_run(
         tmp_path / "run", dataset="digits", preset="smoke", overrides={"targeted": "random", "precision": "mixed"}
     )
-    s, model, (one, n) = run.settings, networks["normal"], suite.attacks(run.settings)[name]
+    s, model, (one, n) = run.settings, networks["normal"], suite.attacks(run.settings, "normal")[name]
     few = digits.first(n)
     aims = suite.targets(s, model, few)
     result = run.keep(f"attacks/normal/{name}", one, model, few.x, few.y, each=aims, seed=("attack", name))
@@ -420,7 +422,7 @@ def test_ray_medians_are_per_image() -> None:
 def test_every_sign_of_failure_is_a_row(networks: dict[str, nn.Module], digits: ImageSet) -> None:
     s, few, results = settings(), digits.first(6), {}
     for name in ("FGSM", "PGD", "OPTMARGIN"):
-        one, _ = suite.attacks(s)[name]
+        one, _ = suite.attacks(s, "normal")[name]
         draws = {} if name == "FGSM" else {"generator": runtime.seeded(s.seed, "attack", name)}
         result = one(networks["normal"], few.x, few.y, **draws)
         results["normal", name] = replace(result, falling=result.correct)
@@ -510,7 +512,7 @@ def test_the_views_are_those_of_the_attack(networks: dict[str, nn.Module], digit
     assert views.shape == (s.views, *few.in_shape)
     rms = views.square().mean((1, 2, 3)).sqrt()
     torch.testing.assert_close(rms, torch.tensor([s.view_eps] * (s.views - 1) + [0.0]))
-    one, _ = suite.attacks(s)[name]
+    one, _ = suite.attacks(s, "normal")[name]
     result = one(model, few.x, few.y, generator=runtime.seeded(s.seed, "attack", name))
     fooled = result.x_adv[result.success]
     assert len(fooled) > 0
@@ -730,10 +732,10 @@ def read(smoke: Run, name: str) -> pd.DataFrame:
 @pytest.mark.slow
 def test_stored_results_have_the_images_that_they_are_of(smoke: Run) -> None:
     s, results = smoke.settings, smoke.load_all("attacks")
-    assert list(results) == [(model, name) for model in store.MODELS for name in suite.attacks(s)]
+    assert list(results) == [(model, name) for model in store.MODELS for name in suite.attacks(s, "normal")]
     for key, result in results.items():
         inputs = smoke.inputs("/".join(("attacks", *key)))
-        few = smoke.test.first(suite.attacks(s)[key[1]][1])
+        few = smoke.test.first(suite.attacks(s, "normal")[key[1]][1])
         assert torch.equal(inputs["index"], torch.arange(len(result)))
         assert torch.equal(inputs["x"], few.x)
         assert torch.equal(inputs["y"], few.y)
@@ -745,7 +747,7 @@ def test_stored_results_have_the_images_that_they_are_of(smoke: Run) -> None:
 @pytest.mark.slow
 def test_an_attack_of_the_run_is_what_the_kernel_gives(smoke: Run) -> None:
     stored = smoke.load("attacks/pgd/OPTMARGIN")
-    one, n = suite.attacks(smoke.settings)["OPTMARGIN"]
+    one, n = suite.attacks(smoke.settings, "normal")["OPTMARGIN"]
     few, generator = smoke.test.first(n), smoke.generator("attack", "OPTMARGIN")
     again = one(smoke.model("pgd"), few.x, few.y, generator=generator)
     assert torch.equal(stored.success, again.success)

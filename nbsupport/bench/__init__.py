@@ -229,7 +229,7 @@ def all_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
 
 def published_attacks(subject: Subject, narrator: Narrator) -> list[Case]:
     """Return OPTMARGIN by `ddn`, and by `adam` at the published settings in both variants: 4 x 1000 steps."""
-    found = suite.attacks(presets.settings(subject.settings.dataset, "paper"))
+    found = suite.attacks(presets.settings(subject.settings.dataset, "paper"), "normal")
     ddn, equations, authors = (found[name][0] for name in suite.OPTMARGINS)
     return [
         Case("OPTMARGIN ddn 200", ddn, 200, 200 * (20 + 2 * 5)),
