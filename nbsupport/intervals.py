@@ -1,9 +1,11 @@
 """Intervals for what the suite reports: rates, areas under the ROC curve, means of paired differences."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 
@@ -23,6 +25,25 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Rate:
         return Rate(np.nan, np.nan, np.nan, 0)
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Rate(float(successes / n), float(interval.low), float(interval.high), int(n))
+
+
+def share_of_clusters(answers: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Rate:
+    """Return the share of `answers` (m,) bool that are true, where several may be about one image.
+
+    `clusters` (m,) names the image of each. The interval is Wilson's for n images, as if all answers about an image
+    were the same: 222 versions of 40 images say no more than 40 images do. Raises ValueError where the lengths differ.
+    """
+    said, of = np.asarray(answers, dtype=bool), np.asarray(clusters)
+    if said.shape != of.shape:
+        raise ValueError(f"expected an image for each answer, got {said.shape} answers and {of.shape} images")
+    n = len(np.unique(of))
+    if n == 0:
+        return Rate(np.nan, np.nan, np.nan, 0)
+    value = float(said.mean())
+    z = stats.norm.ppf((1 + confidence) / 2)
+    center, spread = value + z**2 / (2 * n), z * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    low, high = ((center + side * spread) / (1 + z**2 / n) for side in (-1, 1))
+    return Rate(value, max(float(low), 0.0), min(float(high), 1.0), n)
 
 
 def difference_of_rates(a: Rate, b: Rate) -> Rate:
@@ -98,6 +119,11 @@ def roc_auc(benign: ArrayLike, adversarial: ArrayLike, *, confidence: float = 0.
     if m == 0 or n == 0 or np.isnan(negative).any() or np.isnan(positive).any():
         return Rate(np.nan, np.nan, np.nan, m + n)
     area = float(stats.mannwhitneyu(positive, negative, method="asymptotic").statistic) / (m * n)
+    return Rate(area, *_newcombe(area, m, n, confidence), m + n)
+
+
+def _newcombe(area: float, m: int, n: int, confidence: float) -> tuple[float, float]:
+    """Return the ends of Newcombe's interval of the area under the ROC curve of `m` and `n` observations."""
     z = stats.norm.ppf((1 + confidence) / 2)
     pairs = (m + n) / 2 - 1
 
@@ -109,4 +135,111 @@ def roc_auc(benign: ArrayLike, adversarial: ArrayLike, *, confidence: float = 0.
     inside = min(max(area, 1e-9), 1 - 1e-9)
     low = 0.0 if area == 0 else optimize.brentq(excess, 0.0, inside)
     high = 1.0 if area == 1 else optimize.brentq(excess, inside, 1.0)
-    return Rate(area, float(low), float(high), m + n)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """Scores from a cross-validation over images, each by a detector that did not see the image.
+
+    Attributes
+    ----------
+    scores
+        (S, m) of m versions of images, by each of S seeds; higher means adversarial.
+    adversarial
+        (m,) bool: which versions are adversarial.
+    folds, images
+        (m,) each: the fold of each version, and its image. All versions of an image are in one fold.
+    """
+
+    scores: NDArray[np.float64]
+    adversarial: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+    images: NDArray[np.int64]
+
+
+def roc_auc_of_folds(tested: Folds, *, confidence: float = 0.95, resamples: int = 1000) -> Rate:
+    """Return the area under the ROC curve, the mean over folds (and seeds) that hold both kinds; n counts images.
+
+    Each end of the interval is the wider one of two: of a bootstrap over images, in which all versions of an image are
+    drawn together, within its fold; and of Newcombe's with as many observations as there are images, which keeps its
+    width where the kinds separate completely. NaN where no fold holds both kinds.
+    """
+    areas = _areas(tested, resamples)
+    benign, adversarial = (len(np.unique(tested.images[side])) for side in (~tested.adversarial, tested.adversarial))
+    n = len(np.unique(tested.images))
+    if np.isnan(areas[0]):
+        return Rate(np.nan, np.nan, np.nan, n)
+    ends = np.nanquantile(areas[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = _newcombe(float(areas[0]), benign, adversarial, confidence)
+    return Rate(float(areas[0]), min(low, float(ends[0])), max(high, float(ends[1])), n)
+
+
+def difference_of_roc_auc(a: Folds, b: Folds, *, confidence: float = 0.95, resamples: int = 1000) -> Rate:
+    """Return the area of `a` minus that of `b` on the same versions of images, with a bootstrap over images.
+
+    The same images are drawn for both. Two areas of 1 in all folds differ by 0 without any width.
+    """
+    change = _areas(a, resamples) - _areas(b, resamples)
+    ends = np.nanquantile(change[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Rate(float(change[0]), float(ends[0]), float(ends[1]), len(np.unique(a.images)))
+
+
+def _areas(tested: Folds, resamples: int) -> NDArray[np.float64]:
+    """Return the mean area over folds (1 + resamples,): with every image once, then with images drawn at random."""
+    total, folds = np.zeros((2, 1 + resamples))
+    for rows, image, drawn in _drawn(tested, resamples):
+        bad, scores = tested.adversarial[rows], tested.scores[:, rows]
+        won = np.zeros((drawn.shape[1],) * 2)  # of each adversarial and each benign image: how often it scores higher
+        for positive, negative in zip(scores[:, bad], scores[:, ~bad], strict=True):
+            higher = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+            np.add.at(won, (image[bad][:, None], image[~bad]), higher / len(scores))
+        sides = [drawn @ np.bincount(image[side], minlength=drawn.shape[1]) for side in (bad, ~bad)]
+        pairs = sides[0] * sides[1]
+        with np.errstate(invalid="ignore"):
+            total += np.where(pairs > 0, ((drawn @ won) * drawn).sum(1) / pairs, 0)
+        folds += pairs > 0
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / folds)
+
+
+def _drawn(tested: Folds, resamples: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Yield of each fold its rows, the number of each row's image in it, and how often each image is drawn.
+
+    The last is (1 + resamples, images): once each, then at random, the same in every call.
+    """
+    generator = np.random.default_rng(0)
+    for fold in np.unique(tested.folds):
+        rows = (tested.folds == fold).nonzero()[0]
+        images, number = np.unique(tested.images[rows], return_inverse=True)
+        chances = np.full(len(images), 1 / len(images))
+        yield rows, number, np.vstack([np.ones(len(images)), generator.multinomial(len(images), chances, resamples)])
+
+
+def roc_of_folds(
+    tested: Folds, false_positive_rates: ArrayLike, *, confidence: float = 0.95, resamples: int = 200
+) -> NDArray[np.float64]:
+    """Return the true positive rate (3, P) at each of P false positive rates: the mean over folds, its low, its high.
+
+    The ends are those of a pointwise bootstrap over images, as in `roc_auc_of_folds`. NaN where no fold holds both
+    kinds.
+    """
+    at = np.asarray(false_positive_rates, dtype=float)
+    total, folds = np.zeros((1 + resamples, len(at))), np.zeros((1 + resamples, 1))
+    for rows, image, drawn in _drawn(tested, resamples):
+        bad = tested.adversarial[rows]
+        weights = drawn[:, image]
+        known = (weights[:, bad].sum(1) > 0) & (weights[:, ~bad].sum(1) > 0)
+        for scores in tested.scores[:, rows]:
+            order = np.argsort(-scores, kind="stable")
+            last = np.append(np.diff(scores[order]) != 0, True)  # of scores that are equal
+            false, true = ((weights * side)[:, order].cumsum(1)[:, last] for side in (~bad, bad))
+            for i in known.nonzero()[0]:
+                x, y = (np.append(0, rate[i] / rate[i, -1]) for rate in (false, true))
+                total[i] += np.interp(at, x, y) / len(tested.scores)
+        folds[:, 0] += known
+    with np.errstate(invalid="ignore"):
+        curves = total / folds
+    if not folds[0, 0]:
+        return np.full((3, len(at)), np.nan)
+    return np.vstack([curves[:1], np.nanquantile(curves[1:], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)])

@@ -99,7 +99,9 @@ class Settings:
     # 06_detector [H-code]
     detector_steps: int = 500
     detector_pairs: int = 64
-    detector_train_share: float = 0.6
+    detector_folds: int = 5  # of cross-validation over images
+    detector_seeds: int = 1  # networks trained on the same images
+    detector_on: Literal["main", "every"] = "main"  # trained on all, OPTBRITTLE, OPTMARGIN; or on every attack too
     detector_shift: float = 0.0  # the detector sees (distance - shift) / scale
     detector_scale: float = 1.0
 
@@ -115,7 +117,7 @@ class Settings:
 # Which numbers a run can work with, where that is not simply above 0.
 _FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confidence", "detector_shift")
 _HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)
-_HIGHEST["detector_train_share"] = 0.95  # something must be left to test on
+_LOWEST = {"detector_folds": 2}
 _HINTS = typing.get_type_hints(Settings)
 
 
@@ -158,9 +160,14 @@ def require(settings: Settings) -> None:
         if typing.get_origin(_HINTS[name]) is Literal:
             checks.choice(value, typing.get_args(_HINTS[name]), name=name)
         elif isinstance(value, int) and not isinstance(value, bool):
-            checks.count(value, name=name, low=0 if name in _FROM_ZERO else 1)
+            checks.count(value, name=name, low=0 if name in _FROM_ZERO else _LOWEST.get(name, 1))
         elif isinstance(value, float):
             checks.number(value, name=name, open_low=name not in _FROM_ZERO, high=_HIGHEST.get(name, math.inf))
+    if settings.detector_folds > settings.n:
+        raise ValueError(
+            f"expected at least as many images as folds ({settings.detector_folds}), got n={settings.n}; raise n or "
+            "lower detector_folds"
+        )
     settings.magnitudes  # noqa: B018  (raises where there are none)
 
 

@@ -22,6 +22,8 @@ from nbsupport.data import ImageSet
 from nbsupport.presets import MODELS, Settings
 
 BENIGN = "benign"
+CONTROLS = ("noise", "errors")  # benign images that a detector should not call adversarial
+MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
@@ -340,42 +342,39 @@ def clipped_rms(s: Settings, x: Tensor) -> float:
 # The detector
 
 
-def training_part(s: Settings) -> Tensor:
-    """Return which of the attacked images, by position in the test set, detectors may be trained on: (n,) bool."""
-    order = torch.randperm(s.n, generator=runtime.seeded(s.seed, "detector split"))
-    part = torch.zeros(s.n, dtype=torch.bool)
-    part[order[: round(s.detector_train_share * s.n)]] = True
-    return part
+def folds(s: Settings, positions: Tensor) -> Tensor:
+    """Return the fold (N,) int64, from 0 to `detector_folds` - 1, of images at these `positions` in the test set.
 
-
-def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile]]:
-    """Return what the detectors of one model are trained on: profiles of benign and of adversarial versions of images.
-
-    One entry for each attack, and `all`. Both versions of an image are in one part; only the training part is here. An
-    attack with fewer than two such pairs, or fewer than two images to be tested on, is left out.
+    It belongs to the image: all its versions are in one fold. The first n images are spread evenly, at random.
     """
-    part, pairs = training_part(s), {}
-    if BENIGN not in profiles:
-        return {}
-    row = {int(position): i for i, position in enumerate(positions[BENIGN]) if part[position]}
-    for name in profiles:
+    spread = torch.randperm(s.n, generator=runtime.seeded(s.seed, "detector folds"))
+    return torch.where(positions < s.n, spread[positions.clamp(max=s.n - 1)], positions) % s.detector_folds
+
+
+def judge(trained_on: str, fold: int, seed: int = 0) -> str:
+    """Return the name under which the detector of a fold is stored, such as "OPTMARGIN-3"; further seeds follow it."""
+    return f"{trained_on}-{fold}" + (f"-{seed}" if seed else "")
+
+
+def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, tuple[Profile, Profile, Tensor]]:
+    """Return what the detectors of one model are trained on: benign and adversarial profiles in pairs, and their folds.
+
+    A pair are the two versions of an image. One entry for `all` attacks and those that `detector_on` names; an attack
+    whose pairs are not in two folds at least is left out.
+    """
+    row = {int(position): i for i, position in enumerate(positions.get(BENIGN, ()))}
+    pairs: dict[str, tuple[Profile, Profile, Tensor]] = {}
+    for name in [name for name in profiles if name not in (BENIGN, *CONTROLS)]:
         seen = [i for i, position in enumerate(positions[name].tolist()) if position in row]
-        if name != BENIGN and len(seen) >= 2 and int((~part[positions[name]]).sum()) >= 2:
-            originals = torch.tensor([row[int(positions[name][i])] for i in seen])
-            pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen))
-    if pairs:
-        benign, adversarial = zip(*pairs.values(), strict=True)
-        pairs["all"] = Profile.cat(list(benign)), Profile.cat(list(adversarial))
-    return pairs
-
-
-def held_out(s: Settings, profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, Profile]:
-    """Return the profiles that no detector has seen: of benign images, of each attack in `names`, of `all` of them."""
-    part, names = training_part(s), [name for name in names if name != "all"]
-    if not names:
+        at = positions[name][seen]
+        if len(folds(s, at).unique()) > 1:
+            originals = torch.tensor([row[int(position)] for position in at])
+            pairs[name] = profiles[BENIGN].take(originals), profiles[name].take(torch.tensor(seen)), folds(s, at)
+    if not pairs:
         return {}
-    found = {name: profiles[name].take(~part[positions[name]]) for name in (BENIGN, *names)}
-    return found | {"all": Profile.cat([found[name] for name in names])}
+    benign, adversarial, spread = zip(*pairs.values(), strict=True)
+    chosen = {name: pair for name, pair in pairs.items() if s.detector_on == "every" or name in MAIN}
+    return chosen | {"all": (Profile.cat(list(benign)), Profile.cat(list(adversarial)), torch.cat(spread))}
 
 
 # One image

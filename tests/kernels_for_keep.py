@@ -75,6 +75,12 @@ def total_of(record: Sums, *, plus: float, generator: torch.Generator | None = N
     return Other(record.total.sum()[None] + plus + torch.rand(1, generator=generator))
 
 
+def each_total(record: Sums, *, plus: float) -> list[Other]:
+    """Return the sum of all rows plus one time and plus two times `plus`: two pieces, made together."""
+    Calls.made.append(-2)
+    return [Other(record.total.sum()[None] + times * plus) for times in (1, 2)]
+
+
 def placed(record: Sums) -> Other:
     """Return the sum of all rows, and note where they lie."""
     Calls.seen.append(record.total.device)

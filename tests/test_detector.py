@@ -93,11 +93,13 @@ def test_the_architecture_is_that_of_the_method(rays, lengths):
     shapes = []
 
     def noise(h):
-        shapes.append(tuple(h.shape[1:]))
+        shapes.append(tuple(h.shape))
         return h
 
-    assert network(torch.zeros(2, rays), torch.zeros(2, 3), noise).shape == (2, 2)
-    assert shapes == [(8, lengths[0]), (16, lengths[1]), (32,)]  # dropout after both convolutions and linear 32
+    weights = {name: parameter[None] for name, parameter in network.named_parameters()}
+    assert detector.stacked_logits(weights, torch.zeros(1, 2, rays), torch.zeros(1, 2, 3), noise).shape == (1, 2, 2)
+    # Dropout after both convolutions and linear 32.
+    assert shapes == [(1, 2, lengths[0], 8), (1, 2, lengths[1], 16), (1, 2, 32)]
     assert network.linear1.in_features == 16 * lengths[1] + 3
 
 
@@ -112,8 +114,8 @@ def test_initial_weights_are_torchs_usual_ones():
 
 
 def test_dropout_doubles_or_drops_at_even_odds():
-    h = torch.arange(1.0, 100_000.0).view(1, 3, -1)  # not a multiple of eight
-    dropped = detector.dropout(h, seed(0))
+    h = torch.arange(1.0, 100_000.0).view(1, 3, -1)  # not a multiple of sixty-four
+    dropped = detector.dropout(h, [seed(0)])
     kept = dropped != 0
     assert dropped[kept].equal(2 * h[kept])
     assert abs(int(kept.sum()) - h.numel() / 2) < 4 * math.sqrt(h.numel() / 4)
@@ -122,9 +124,16 @@ def test_dropout_doubles_or_drops_at_even_odds():
 
 
 def test_dropout_passes_gradients_to_what_it_kept():
-    h = torch.ones(1000, requires_grad=True)
-    detector.dropout(h, seed(0)).sum().backward()
-    assert h.grad.equal(detector.dropout(torch.ones(1000), seed(0)))
+    h = torch.ones(1, 1000, requires_grad=True)
+    detector.dropout(h, [seed(0)]).sum().backward()
+    assert h.grad.equal(detector.dropout(torch.ones(1, 1000), [seed(0)]))
+
+
+def test_dropout_of_each_part_has_its_own_generator():
+    together = detector.dropout(torch.ones(2, 1000), [seed(0), seed(1)])
+    for part, number in zip(together, (0, 1), strict=True):
+        assert part.equal(detector.dropout(torch.ones(1, 1000), [seed(number)])[0])
+    assert not together[0].equal(together[1])
 
 
 @pytest.mark.parametrize(("count", "steps", "rows"), [(5, 7, 5), (5, 7, 3), (1, 4, 3), (40, 2, 3)])
@@ -229,13 +238,13 @@ def test_epochs_are_visits_of_the_longer_side(counts, batches):
 def test_both_versions_of_an_image_share_a_batch(monkeypatch):
     # All distances of row i are (i + 1) / 100, so that the rows of a batch can be told apart.
     seen = []
-    forward = detector.BoundaryNet.forward
+    logits = detector.stacked_logits
 
-    def watched(self, distances, purities, *noise):
-        seen.append(distances[:, 0].clone())
-        return forward(self, distances, purities, *noise)
+    def watched(weights, distances, *others):
+        seen.append(distances[0, :, 0].clone())
+        return logits(weights, distances, *others)
 
-    monkeypatch.setattr(detector.BoundaryNet, "forward", watched)
+    monkeypatch.setattr(detector, "stacked_logits", watched)
 
     def marked(count):
         marks = torch.arange(1, count + 1)[:, None].expand(count, 40).float() / 100
@@ -248,6 +257,128 @@ def test_both_versions_of_an_image_share_a_batch(monkeypatch):
     benign, adversarial = (100 * torch.stack(seen)).round().split(5, dim=1)
     assert set(benign.flatten()[:20].tolist()) == set(range(1, 21))  # the benign side: each once in four batches
     assert set(adversarial.flatten()[:7].tolist()) == set(range(1, 8))  # the shorter side starts again earlier
+
+
+# Cross-validation
+
+
+def alone(benign, adversarial, folds, fold, *, count, number, **options):
+    """The detector of one fold by `fit` alone, with the seed that `cross_fit` promises it."""
+    own = torch.randint(2**62, (count,), generator=seed(number))[fold]
+    rest = folds != fold
+    return fit(benign.take(rest), adversarial.take(rest), generator=seed(int(own)), **options)
+
+
+@pytest.mark.parametrize("pairs", [8, 100])  # all folds with batches of one size, and of two sizes
+def test_a_fold_is_trained_as_it_would_be_alone(pairs):
+    benign, adversarial = profiles(23, number=1), profiles(23, reach=1.2, number=2)
+    folds = torch.arange(23) % 3
+    options = {"steps": 30, "pairs": pairs, "lr": 1e-2, "scale": 0.5}
+    together = detector.cross_fit(
+        benign, adversarial, folds, count=3, num_classes=CLASSES, generator=seed(5), **options
+    )
+    tested = profiles(10, number=3)
+    for fold, found in enumerate(together):
+        expected = alone(benign, adversarial, folds, fold, count=3, number=5, **options)
+        assert found.history.numpy() == pytest.approx(expected.history.numpy(), abs=1e-5)
+        assert found.score(tested).numpy() == pytest.approx(expected.score(tested).numpy(), abs=1e-5)
+    assert len({round(float(one.score(tested)[0]), 6) for one in together}) == 3
+
+
+def test_a_detector_does_not_depend_on_the_images_of_its_own_fold():
+    benign, adversarial, folds = profiles(20, number=1), profiles(20, reach=1.2, number=2), torch.arange(20) % 2
+    other = dataclasses.replace(benign, distance=benign.distance.clone())
+    other.distance[folds == 1] *= 0.5
+    options = {"count": 2, "num_classes": CLASSES, "steps": 10}
+    one, two = (detector.cross_fit(b, adversarial, folds, generator=seed(0), **options) for b in (benign, other))
+    assert same(one[1], two[1])
+    assert not same(one[0], two[0])
+
+
+def test_progress_counts_the_steps_of_all_folds():
+    calls, pairs = [], (profiles(10), profiles(10, reach=1.0))
+    options = {"count": 3, "num_classes": CLASSES, "steps": 4, "pairs": 100}  # batches of 6 pairs and of 7
+    detector.cross_fit(*pairs, torch.arange(10) % 3, progress=lambda *told: calls.append(told), **options)
+    assert calls == [(step, 8) for step in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "folds", "count", "message"),
+    [
+        ((4, 3), [0, 0, 1, 1], 2, "expected pairs, each with its fold, got 4 benign, 3 adversarial, 4 folds"),
+        ((3, 3), [0, 1], 2, "expected pairs, each with its fold, got 3 benign, 3 adversarial, 2 folds"),
+        ((3, 3), [0, 1, 2], 2, "expected folds from 0 to 1, got 0 to 2"),
+        ((3, 3), [1, 1, 1], 2, "expected pairs in two folds or more, got all in one; give the attack more images"),
+        ((3, 3), [0, 0, 0], 1, "expected count as a whole number of at least 2, got 1"),
+        ((0, 0), [], 2, "at least one benign profile, got none"),
+    ],
+)
+def test_what_cannot_be_cross_validated_is_refused(sizes, folds, count, message):
+    with pytest.raises(ValueError, match=message):
+        detector.cross_fit(*map(profiles, sizes), torch.tensor(folds), count=count, num_classes=CLASSES)
+
+
+def test_without_purity_a_detector_sees_distances_alone():
+    sides = profiles(60, number=1), profiles(60, concentration=0.2, number=2)
+    seeing, blind = (fit(*sides, steps=60, lr=1e-2, sees_purity=sees) for sees in (True, False))
+    pure, mixed = profiles(40, number=3), profiles(40, concentration=0.2, number=3)  # the distances are the same
+    assert blind.score(pure).equal(blind.score(mixed))
+    assert (seeing.score(mixed) > seeing.score(pure)).all()
+
+
+# The threshold
+
+
+def slow_threshold(scores, rate):
+    """The smallest float above a score such that a further one reaches it in at most the share `rate` of its ranks."""
+    for score in sorted(scores):
+        # A further score falls into each of the n + 1 places between the others with the same probability.
+        if sum(other > score for other in scores) + 1 <= rate * (len(scores) + 1) + 1e-12:
+            return np.nextafter(score, np.inf)
+    return math.nan
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("n", [1, 9, 10, 18, 19, 20, 39, 57, 98, 199])
+def test_the_threshold_is_that_of_a_slow_count(n, rate):
+    scores = np.random.default_rng(n).permutation(n) / n
+    assert detector.calibrate(scores, false_positive_rate=rate) == pytest.approx(
+        slow_threshold(scores, rate), nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(("n", "measured"), [(0, False), (18, False), (19, True)])
+def test_five_per_cent_need_nineteen_scores(n, measured):
+    assert math.isfinite(detector.calibrate(np.arange(n), false_positive_rate=0.05)) is measured
+
+
+def test_a_further_score_is_flagged_at_no_more_than_the_rate():
+    # n uniform scores: the further one is flagged with a probability of at most 5 %, here within 4 standard errors.
+    generator, trials, flagged = np.random.default_rng(0), 4000, 0
+    for _ in range(trials):
+        *scores, further = generator.random(40)
+        flagged += further >= detector.calibrate(scores, false_positive_rate=0.05)
+    assert abs(flagged / trials - 0.05) < 4 * math.sqrt(0.05 * 0.95 / trials)  # 40 * .05 is whole: exactly 5 %
+
+
+def test_equal_scores_are_not_flagged():
+    threshold = detector.calibrate([0.3] * 30 + [1.0] * 30, false_positive_rate=0.05)
+    assert threshold > 1.0
+    assert np.nextafter(threshold, 0) == 1.0
+    assert detector.calibrate([-1.0] * 19, false_positive_rate=0.5) > -1.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "message"),
+    [
+        ([0.1], 0.0, "expected false_positive_rate above 0"),
+        ([0.1], 1.0, "expected false_positive_rate above 0 and at most 1, got 1.0"),
+        ([math.nan, 0.1], 0.5, "expected benign scores without NaN; leave out what was not scored"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(scores, rate, message):
+    with pytest.raises(ValueError, match=message):
+        detector.calibrate(scores, false_positive_rate=rate)
 
 
 def test_history_and_progress():
@@ -289,13 +420,13 @@ def test_logits_are_differentiable_in_both_inputs():
 
 
 def test_a_file_gives_the_detector_back(tmp_path):
-    trained = fit(shift=0.1, scale=0.5, unreached=0.9)
+    trained = fit(shift=0.1, scale=0.5, unreached=0.9, sees_purity=False)
     safetensors.torch.save_file(trained.tensors(), tmp_path / "detector.safetensors")
     before = torch.get_rng_state()
     loaded = detector.Detector.from_tensors(safetensors.torch.load_file(tmp_path / "detector.safetensors"))
     assert torch.get_rng_state().equal(before)
     assert same(loaded, trained)
-    for name in ("num_classes", "rays", "unreached", "shift", "scale"):
+    for name in ("num_classes", "rays", "unreached", "shift", "scale", "sees_purity"):
         assert getattr(loaded, name) == getattr(trained, name)
         assert type(getattr(loaded, name)) is type(getattr(trained, name))
     assert loaded.score(profiles(5)).equal(trained.score(profiles(5)))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerator import DEVICE, StandIn
-from kernels_for_keep import Calls, Other, Sums, Weighted, keeps, one_row, placed, sums, total_of
+from kernels_for_keep import Calls, Other, Sums, Weighted, each_total, keeps, one_row, placed, sums, total_of
 from torch import Tensor, nn
 
 from nbsupport import files, models, runtime, store, suite, train
@@ -402,6 +402,21 @@ def test_one_piece_is_kept_and_found_again(run: Run) -> None:
     assert torch.equal(first.value, again.value)
     reopened(run.dir).keep_result("audit/normal/a", total_of, record, plus=2.0, seed=("t",))
     assert Calls.made == [-1]
+
+
+def test_results_made_together_are_kept_one_by_one(run: Run) -> None:
+    names = ["audit/normal/a", "audit/normal/b"]
+    record = Sums(torch.arange(3.0), torch.zeros(3))
+    assert [one.value.tolist() for one in run.keep_results(names, each_total, record, plus=1.0)] == [[4.0], [5.0]]
+    assert Calls.made == [-2], "made once"
+    run.path(f"{names[1]}.safetensors").unlink()
+    Calls.made.clear()
+    again = reopened(run.dir).keep_results(names, each_total, record, plus=1.0)
+    assert [one.value.tolist() for one in again] == [[4.0], [5.0]]
+    assert Calls.made == [-2]
+    Calls.made.clear()
+    assert reopened(run.dir).keep_results(names, each_total, record, plus=1.0)[1].value.tolist() == [5.0]
+    assert Calls.made == []
 
 
 class TestModel:

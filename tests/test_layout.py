@@ -18,7 +18,7 @@ LAYERS = [
     "files presets runtime",
     "labels pool",
     "data models train",
-    "attacks boundary detector region",
+    "attacks baselines boundary detector region",
     "suite tables claims",
     "store",
     "runner plots",

@@ -173,7 +173,9 @@ def test_overrides_do_not_leak_into_the_presets():
         ("search_steps", 0, "expected search_steps as a whole number"),
         ("lr", 0.0, "expected lr above 0, got 0.0"),
         ("radius", 1.5, "expected radius above 0 and at most 1, got 1.5"),
-        ("detector_train_share", 2.0, "expected detector_train_share above 0 and at most 0.95"),
+        ("detector_folds", 1, "expected detector_folds as a whole number of at least 2, got 1"),
+        ("detector_folds", 101, r"as many images as folds \(101\), got n=100; raise n or lower detector_folds"),
+        ("detector_on", "some", "expected detector_on to be one of main, every"),
         ("seed", -1, "expected seed as a whole number of at least 0, got -1"),
     ],
 )

@@ -551,18 +551,25 @@ def test_clipping_shortens_the_points_of_the_vote() -> None:
 # The detector
 
 
-def test_the_training_part_is_a_share_of_the_images_and_depends_on_the_seed() -> None:
-    s = settings(n=50, detector_train_share=0.6)
-    part = suite.training_part(s)
-    assert (len(part), int(part.sum())) == (50, 30)
-    assert torch.equal(part, suite.training_part(s))
-    assert not torch.equal(part, suite.training_part(replace(s, seed=1)))
+def test_folds_are_even_over_the_first_images_and_depend_on_the_seed() -> None:
+    s = settings(n=52, detector_folds=5)
+    found = suite.folds(s, torch.arange(60))
+    assert found.dtype == torch.int64
+    assert sorted(found[:52].bincount(minlength=5).tolist()) == [10, 10, 10, 11, 11]
+    assert found[52:].tolist() == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert torch.equal(found, suite.folds(s, torch.arange(60)))
+    assert not torch.equal(found, suite.folds(replace(s, seed=1), torch.arange(60)))
 
 
-def parts(s: Settings) -> tuple[list[int], list[int]]:
-    """Images of the training part, and of the test part."""
-    part = suite.training_part(s)
-    return part.nonzero().squeeze(1).tolist(), (~part).nonzero().squeeze(1).tolist()
+def test_a_fold_belongs_to_the_image_wherever_it_is_asked_for() -> None:
+    s = settings(n=12)
+    positions = torch.tensor([7, 3, 7, 20, 0])
+    assert torch.equal(suite.folds(s, positions), suite.folds(s, torch.arange(21))[positions])
+    assert len(suite.folds(s, positions[:0])) == 0
+
+
+def test_the_names_of_stored_detectors() -> None:
+    assert [suite.judge("OPTMARGIN", 3), suite.judge("all", 0, 2)] == ["OPTMARGIN-3", "all-0-2"]
 
 
 def probed(*index: int) -> tuple[Profile, Tensor]:
@@ -570,44 +577,38 @@ def probed(*index: int) -> tuple[Profile, Tensor]:
     return profile(*(0.01 * (i + 1) for i in index)), torch.tensor(index)
 
 
-def test_detectors_are_trained_on_both_versions_of_the_training_part() -> None:
+def sets_of(**images: tuple[int, ...]) -> tuple[dict[str, Profile], dict[str, Tensor]]:
+    """Profiles and positions of the sets of examples `images`."""
+    sets = {name: probed(*index) for name, index in images.items()}
+    return {name: one for name, (one, _) in sets.items()}, {name: index for name, (_, index) in sets.items()}
+
+
+def test_detectors_are_trained_on_pairs_of_two_versions() -> None:
     s = settings(n=12)
-    seen, kept = parts(s)
-    sets = {
-        "benign": probed(*seen[:3], *kept[:2]),
-        "PGD": probed(kept[0], seen[2], seen[1], kept[1], seen[5]),  # image seen[5] has no benign version
-        "FGSM": probed(seen[0], *kept[:2]),  # one pair is too few
-        "OPTBRITTLE": probed(*seen[:3], kept[0]),  # one image to be tested on is too few
-    }
-    profiles = {name: one for name, (one, _) in sets.items()}
-    positions = {name: index for name, (_, index) in sets.items()}
+    lone = [i for i in range(12) if suite.folds(s, torch.tensor([i])) == suite.folds(s, torch.tensor([0]))]
+    profiles, positions = sets_of(
+        benign=tuple(range(9)),
+        noise=(1, 2),
+        errors=(10, 11),
+        OPTBRITTLE=(4, 11, 2),  # image 11 has no benign version
+        OPTMARGIN=tuple(lone),  # all of one fold
+        PGD=(0, 1, 5),
+    )
     found = suite.trials(s, profiles, positions)
-    assert list(found) == ["PGD", "all"]
-    benign, adversarial = found["PGD"]
-    expected = [0.01 * (i + 1) for i in (seen[2], seen[1])]
-    assert benign.distance[:, 0].tolist() == adversarial.distance[:, 0].tolist() == pytest.approx(expected)
-    assert torch.equal(found["all"][1].distance, adversarial.distance)
-
-    unseen = suite.held_out(s, profiles, positions, found)
-    assert list(unseen) == ["benign", "PGD", "all"]
-    expected = [0.01 * (i + 1) for i in kept[:2]]
-    assert all(sorted(one.distance[:, 0].tolist()) == pytest.approx(sorted(expected)) for one in unseen.values())
+    assert list(found) == ["OPTBRITTLE", "all"]
+    benign, adversarial, at = found["OPTBRITTLE"]
+    assert benign.distance[:, 0].tolist() == adversarial.distance[:, 0].tolist() == pytest.approx([0.05, 0.03])
+    assert torch.equal(at, suite.folds(s, torch.tensor([4, 2])))
+    benign, adversarial, at = found["all"]
+    assert benign.distance[:, 0].tolist() == adversarial.distance[:, 0].tolist()
+    assert adversarial.distance[:, 0].tolist() == pytest.approx([0.05, 0.03, 0.01, 0.02, 0.06])
+    assert torch.equal(at, suite.folds(s, torch.tensor([4, 2, 0, 1, 5])))
 
 
-def test_all_is_every_pair_and_every_attack() -> None:
-    s = settings(n=12)
-    seen, kept = parts(s)
-    sets = {name: probed(*seen[:count], *kept[:2]) for name, count in (("benign", 4), ("PGD", 4), ("FGSM", 2))}
-    profiles = {name: one for name, (one, _) in sets.items()}
-    positions = {name: index for name, (_, index) in sets.items()}
-    found = suite.trials(s, profiles, positions)
-    assert {name: (len(a), len(b)) for name, (a, b) in found.items()} == {"PGD": (4, 4), "FGSM": (2, 2), "all": (6, 6)}
-    assert {name: len(one) for name, one in suite.held_out(s, profiles, positions, found).items()} == {
-        "benign": 2,
-        "PGD": 2,
-        "FGSM": 2,
-        "all": 4,
-    }
+def test_every_attack_has_a_detector_where_that_is_asked_for() -> None:
+    profiles, positions = sets_of(benign=(0, 1, 2, 3), PGD=(0, 1, 2, 3), OPTMARGIN=(0, 1, 2, 3))
+    assert list(suite.trials(settings(n=12), profiles, positions)) == ["OPTMARGIN", "all"]
+    assert list(suite.trials(settings(n=12, detector_on="every"), profiles, positions)) == ["PGD", "OPTMARGIN", "all"]
 
 
 def test_without_profiles_there_is_nothing_to_train_on() -> None:
@@ -615,7 +616,7 @@ def test_without_profiles_there_is_nothing_to_train_on() -> None:
     assert suite.trials(s, {}, {}) == {}
     one, index = probed(0, 1)
     assert suite.trials(s, {"benign": one}, {"benign": index}) == {}
-    assert suite.held_out(s, {"benign": one}, {"benign": index}, ()) == {}
+    assert suite.trials(s, {"PGD": one}, {"PGD": index}) == {}
 
 
 # One image

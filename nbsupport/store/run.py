@@ -38,7 +38,7 @@ MADE_BY = dict.fromkeys(("models", "accuracy"), "02_training")
 MADE_BY |= dict.fromkeys(("attacks", "evasion"), "03_attacks")
 MADE_BY |= dict.fromkeys(("region", "region_other"), "04_region_classification")
 MADE_BY |= dict.fromkeys(("boundary", "geometry", "audit"), "05_boundary_analysis")
-MADE_BY |= {"detector": "06_detector"}
+MADE_BY |= dict.fromkeys(("detector", "detector_no_purity"), "06_detector")
 
 
 class MissingInput(FileNotFoundError):  # noqa: N818  (the name says what is wrong)
@@ -224,25 +224,57 @@ class Run:
         The result has `tensors` and its class `from_tensors`. Records among `inputs` are moved to this process's
         device. A function that takes `progress` is given one, which reports to the journal.
         """
+        made_from, options, made = self._piece(name, function, inputs, seed, settings)
+        return self._computed(name, 1, 1, lambda start, stop: (made(), {}), made_from, self._unless_told(name, options))
+
+    def keep_results(
+        self, names: Sequence[str], function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any
+    ) -> list[Any]:
+        """Return the results of `function(*inputs, **settings)`, a sequence, each stored under its own name.
+
+        They are computed together and found again one by one: the detectors of all folds. See `keep_result`.
+        """
+        made_from, options, made = self._piece(names[0], function, inputs, seed, settings)
+        return [
+            self._computed(
+                name,
+                1,
+                1,
+                lambda start, stop, place=place: (made()[place], {}),
+                made_from,
+                self._unless_told(name, options),
+            )
+            for place, name in enumerate(names)
+        ]
+
+    def _piece(
+        self, name: str, function: Kernel, inputs: Sequence[Any], seed: Seed, settings: Mapping[str, Any]
+    ) -> tuple[dict[str, str], dict[str, Any], Callable[[], Any]]:
+        """Return what `function(*inputs, **settings)` is made from, its options, and what computes it, once."""
         from nbsupport.record import Record
 
         options = {**settings, **self._generator(function, seed)}
-        report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
         if "progress" in _names(function):
             options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
+        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
+        made_from = self._parts(function, described, seed)
+
+        @functools.cache
+        def made() -> Any:
+            here = [value.to(self.device) if isinstance(value, Record) else value for value in inputs]
+            return function(*here, **options)
+
+        return made_from, options, made
+
+    def _unless_told(self, name: str, options: Mapping[str, Any]) -> Kernel:
+        """Return what reports on one result, unless the function does so itself."""
+        report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
 
         def unless_told(done: int, event: str = "progress", **extra: Any) -> None:
             if "progress" not in options or event not in ("started", "progress"):
                 report(done, event=event, **extra)
 
-        described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
-        made_from = self._parts(function, described, seed)
-
-        def compute(start: int, stop: int) -> tuple[Any, dict[str, Tensor]]:
-            here = [value.to(self.device) if isinstance(value, Record) else value for value in inputs]
-            return function(*here, **options), {}
-
-        return self._computed(name, 1, 1, compute, made_from, unless_told)
+        return unless_told
 
     def _computed(self, name: str, total: int, shard: int, compute: Any, made_from: Any, report: Kernel) -> Any:
         if name not in self._read or kept.changed(self._read[name][1], made_from):
