@@ -21,7 +21,14 @@ MODELS = ("normal", "pgd")
 PRESETS = ("smoke", "standard", "paper")
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.
-_GROUPS = {"dataset": "01", "model": "02", "targeted": "03", "directions": "05", "detector_steps": "06"}
+_GROUPS = {
+    "dataset": "01",
+    "model": "02",
+    "targeted": "03",
+    "directions": "05",
+    "detector_steps": "06",
+    "adaptive_n": "07",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +111,10 @@ class Settings:
     detector_on: Literal["main", "every"] = "main"  # trained on all, OPTBRITTLE, OPTMARGIN; or on every attack too
     detector_shift: float = 0.0  # the detector sees (distance - shift) / scale
     detector_scale: float = 1.0
+
+    # 07_adaptive_attacks
+    adaptive_n: int = 30  # attacked images given to every adaptive attack, the first in stored order
+    adaptive_passes: int = 4000  # network evaluations that one attack may spend on an image, about
 
     @property
     def magnitudes(self) -> list[float]:

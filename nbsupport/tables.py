@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 from torch import Tensor
@@ -22,7 +23,7 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Keys, Results, Tensors, of_model, ray_medians
+from nbsupport.suite import BENIGN, Attempt, Defended, Keys, Results, Tensors, least_rms, of_model, ray_medians
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -56,6 +57,12 @@ GEOMETRY = (
     *("model", "examples", "n", *_with_interval("triple_cells"), "triple_share"),
     *("crossings", "reentry_share", "reentry_low", "reentry_high", "mean_angle"),
 )
+ADAPTIVE = (
+    *("model", "defence", "attack", "source_model", "transfer", "n"),
+    *_with_interval("success_rate"),
+    *("budget_rms", "fpr", "median_rms"),
+)
+COST = ("model", "defence", "fpr", "attacks", "budgets", "n", *_with_interval("success_rate"))
 AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 
 
@@ -347,6 +354,52 @@ def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
     """
     rows = [(model, name, len(one), *_cells(share(one.differs))) for (model, name), one in found.items()]
     return pd.DataFrame(rows, columns=[*AUDIT])
+
+
+def adaptive(attempts: Sequence[Attempt], every: Mapping[str, Defended], *, pixel_max: float) -> pd.DataFrame:
+    """Return adaptive.csv, columns `ADAPTIVE`: one row an attack on a defence within the budget, and one without one.
+
+    Within the budget an image counts as a success only where its RMS is at most that of the image's own OPTMARGIN;
+    `budget_rms` is the mean of these, and empty in the row without a budget. `median_rms`, there, is the median RMS
+    over all n images, infinite where the attack failed. `fpr` is the false-positive rate of the detector's threshold.
+    The last row of each defence, "minimum", counts an image that any attack evaded, transferred ones included.
+    """
+    rows = []
+    for model, given in every.items():
+        own = [attempt for attempt in attempts if attempt.model == model]
+        budget = pixel_max * float(given.budget.mean()) if len(given.index) else math.nan
+        for key, kinds in least_rms(own, len(given.index)).items():
+            defence, fpr = key
+            tried = [(one.attack, one.source, one.transfer, one.rows, one.rms, one.evaded.get(key)) for one in own]
+            least, everyone = kinds["all"], torch.arange(len(given.index))
+            tried.append(("minimum", model, False, everyone, least, least.isfinite()))
+            for attack, source, transfer, at, rms, evaded in tried:
+                if evaded is None or ("secret" in defence and attack == "minimum"):
+                    continue
+                within = evaded & (rms <= given.budget[at] * (1 + 1e-4))
+                median = pixel_max * float(torch.where(evaded, rms, torch.inf).quantile(0.5, interpolation="higher"))
+                said = (model, defence, attack, source, transfer, len(at))
+                rows.append((*said, *_cells(share(within)), budget, fpr, math.nan))
+                rows.append((*said, *_cells(share(evaded)), math.nan, fpr, median))
+    return pd.DataFrame(rows, columns=[*ADAPTIVE])
+
+
+def evasion_cost(
+    attempts: Sequence[Attempt], every: Mapping[str, Defended], budgets: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0)
+) -> pd.DataFrame:
+    """Return adaptive_cost.csv, columns `COST`: success of the nearest version of each image, by kind of attack.
+
+    `budgets` are multiples of each image's own budget.
+    """
+    rows = []
+    for model, given in every.items():
+        own = [attempt for attempt in attempts if attempt.model == model]
+        for (defence, fpr), kinds in least_rms(own, len(given.index)).items():
+            for kind, least in kinds.items():
+                for budget in budgets:
+                    rate = share(least <= given.budget * budget * (1 + 1e-4))
+                    rows.append((model, defence, fpr, kind, budget, rate.n, *_cells(rate)))
+    return pd.DataFrame(rows, columns=[*COST])
 
 
 def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:

@@ -214,7 +214,6 @@ def mimic(
     *,
     directions: Tensor,
     magnitudes: Magnitudes,
-    num_classes: int,
     steps: int,
     rays: int = 32,
     unreached: float = 1.0,
@@ -239,7 +238,6 @@ def mimic(
         The boundary around `x`, along `directions`.
     directions : (K, D), magnitudes : (M,)
         That `profile` was probed with.
-    num_classes : int
     steps, rays, rule
         As of `past_detector`.
     unreached : float
@@ -261,7 +259,7 @@ def mimic(
     checks.number(unreached, name="unreached")
     with frozen(model):
         problem = Problem.of(model, x, y, None)
-        like = Alike(_rays(problem, directions, magnitudes, rays), profile, num_classes, unreached)
+        like = Alike(_rays(problem, directions, magnitudes, rays), profile, unreached)
         settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator}
         return descend(problem, [Misclassified(problem), like], steps=steps, rule=rule, **settings)
 

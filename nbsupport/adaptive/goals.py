@@ -130,9 +130,11 @@ class Alike:
     difference of the purities.
     """
 
-    def __init__(self, seen: Rays, profile: Profile, num_classes: int, unreached: float) -> None:
+    def __init__(self, seen: Rays, profile: Profile, unreached: float) -> None:
         self.seen, self.unreached = seen, unreached
-        device = seen.problem.x.device
+        problem, device = seen.problem, seen.problem.x.device
+        with torch.no_grad():
+            num_classes = problem.logits(problem.x[:1]).shape[1]
         distance = profile.distance.to(device).float()
         self.wanted = distance.masked_fill(distance.isinf(), unreached).sort(1).values
         self.purities = purity(profile, num_classes=num_classes, top=PURITIES).to(device).float()
