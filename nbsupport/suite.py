@@ -432,35 +432,37 @@ def defended(
 def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, dict[str, Any]]]:
     """Return the attacks on the defences by name: a kernel, and what it is given image by image.
 
-    Each spends about `adaptive_passes` network evaluations on an image. Those whose name ends in "least" look for the
-    nearest image, the others for the best one within the budget.
+    Each spends about `adaptive_passes` network evaluations on an image. "EOT-least" and the attacks with views look for
+    the nearest image, the others for the best one within the budget or, where the name ends in a number, so many budgets.
     """
-    within = {"budget": given.budget, "start": given.start}
+    seen = tuple(given.x.shape[1:])
+    start = {"start": given.start}
     vote = partial(adaptive.through_vote, radius=s.radius, steps=max(1, s.adaptive_passes // 32), points=16)
-    found: dict[str, tuple[Kernel, dict[str, Any]]] = {"EOT": (vote, within), "EOT-least": (vote, {})}
-    for name, offsets in adaptive_views(s, tuple(given.x.shape[1:])).items():
+    found: dict[str, tuple[Kernel, dict[str, Any]]] = {"EOT-least": (vote, {})}
+    for share in (1.0, 0.75):
+        found[_at("EOT", share)] = vote, {"budget": share * given.budget, **start}
+    for name, offsets in adaptive_views(s, seen).items():
         steps = min(s.ddn_steps, max(1, s.adaptive_passes // (len(offsets) + 10)))
         options: dict[str, Any] = {"offsets": offsets, "steps": steps, "precision": s.precision}
         found[f"views-{name}"] = partial(adaptive.through_views, **options), {}
     rays = min(32, max(4, s.adaptive_passes // 500))
-    search: dict[str, Any] = {"directions": directions(s, tuple(given.x.shape[1:])), "magnitudes": s.magnitudes}
+    search: dict[str, Any] = {"directions": directions(s, seen), "magnitudes": s.magnitudes}
     search |= {"rays": rays, "steps": max(1, s.adaptive_passes // (24 * rays))}
     if given.detectors:
         past = partial(adaptive.past_detector, detectors=given.detectors, **search)
-        aims = {
-            rate: {"fold": given.fold, "threshold": aimed.nan_to_num(0.5)} for rate, aimed in given.thresholds.items()
-        }
-        strict, half = aims[TARGET_RATES[0]], aims[TARGET_RATES[1]]
-        for name, settings, each in (
-            ("selective", {}, {**strict, **within}),
-            ("orthogonal", {"rule": "orthogonal"}, {**strict, **within}),
-            ("selective-vote", {"radius": s.radius}, {**strict, **within}),
-            ("selective-least", {}, {**strict, "start": given.start}),
-            ("selective-half-least", {}, {**half, "start": given.start}),
-        ):
-            found[name] = partial(past, **settings), each
+        strict = given.thresholds[min(TARGET_RATES)].nan_to_num(0.5)  # not known: as a detector is used without one
+        aim = {"fold": given.fold, "threshold": strict, **start}
+        for share in (1.0, 0.75, 1.5):
+            found[_at("selective", share)] = past, {"budget": share * given.budget, **aim}
+        found["orthogonal"] = partial(past, rule="orthogonal"), {"budget": given.budget, **aim}
+        found["selective-vote"] = partial(past, radius=s.radius), {"budget": given.budget, **aim}
     like = partial(adaptive.mimic, **search)
-    return found | {"mimic": (like, {"profile": given.profile, **within})}
+    return found | {"mimic": (like, {"profile": given.profile, "budget": given.budget, **start})}
+
+
+def _at(name: str, share: float) -> str:
+    """Return the name of an attack within `share` of the budget."""
+    return name if share == 1 else f"{name}-{share:g}"
 
 
 def judging(s: Settings, given: Defended, *, secret: bool) -> Callable[..., Judged]:

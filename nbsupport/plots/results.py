@@ -191,6 +191,117 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
 
 
 @style.house_style()
+def attack_matrix(table: pd.DataFrame) -> Figure:
+    """Return how often each attack (rows) evades each defence (columns) within the budget, a panel for each model.
+
+    Each cell holds the success rate in per cent with its 95 % interval below. Attacks that knew nothing of the defence
+    stand above the line, the minimum over all attacks is the last row.
+
+    Parameters
+    ----------
+    table
+        Rows of adaptive.csv: model, defence, attack, source_model, transfer, n, success_rate with _low and _high,
+        budget_rms, fpr; rows without a budget are left out.
+
+    Raises
+    ------
+    ValueError
+        For an empty table or a missing column, and where no row has a budget.
+    """
+    arrays.columns(table, tables.ADAPTIVE, name="the adaptive table")
+    within = table[table["budget_rms"].notna()].copy()
+    if within.empty:
+        raise ValueError("expected a row with a budget in the adaptive table, got none; give the attacks some images")
+    flagged = within["fpr"].map(lambda rate: "" if np.isnan(rate) else f"\n{100 * rate:g} % false alarms")
+    within["column"] = within["defence"].str.replace(", ", ",\n") + flagged
+    foreign = within["source_model"] != within["model"]
+    within["row"] = within["attack"].where(~foreign, within["attack"] + " of " + within["source_model"])
+    order = within.assign(last=within["attack"] == "minimum").sort_values(
+        ["last", "transfer", "source_model"], ascending=[True, False, True], kind="stable"
+    )
+    models = list(dict.fromkeys(within["model"]))
+    parts = [order[order["model"] == model] for model in models]
+    heights = [1.1 + 0.36 * part["row"].nunique() for part in parts]
+    fig = style.figure(sum(heights) + 0.8)
+    axes = fig.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
+    columns = list(dict.fromkeys(within["column"]))
+    for ax, model, part in zip(axes, models, parts, strict=True):
+        rows = list(dict.fromkeys(part["row"]))
+        cells = 100 * part.set_index(["row", "column"])[["success_rate" + end for end in _ENDS]]
+        value, low, high = (cells[name].unstack().reindex(rows, columns=columns) for name in cells)
+        text = value.map("{:.0f}".format) + low.map("\n{:.0f}-".format) + high.map("{:.0f}".format)
+        look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
+        seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.0}, ax=ax, **look)
+        for row, column in np.argwhere(value.isna()):
+            ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")
+        known = part.drop_duplicates("row").set_index("row").loc[rows]
+        for edge in (int(known["transfer"].sum()), len(rows) - 1):
+            ax.axhline(edge, color=style.BLACK, linewidth=1.5)
+        budget, n = known["budget_rms"].iloc[0], style.span(list(part["n"]))
+        ax.set(title=f"{model} model, mean budget {budget:.3g} RMS, n={n}", xlabel="", ylabel="")
+        ax.tick_params(axis="y", rotation=0)
+        ax.tick_params(axis="x", rotation=0)
+        ax.grid(False)
+    text = "Success within the budget in per cent, below it the 95 % interval. Above the first line: attacks that knew "
+    return style.headline(fig, text + "nothing of the defence; last row: the minimum over all attacks, image by image")
+
+
+@style.house_style()
+def evasion_curves(
+    least: Mapping[str, Mapping[str, arrays.Values]],
+    *,
+    points: Mapping[str, Mapping[str, tuple[float, intervals.Rate]]] | None = None,
+    pixel_max: float = 1.0,
+    title: str = "",
+) -> Figure:
+    """Return what share of the images each defence still holds at every RMS, a panel for each defence.
+
+    Parameters
+    ----------
+    least
+        Defence -> kind of attack -> (N,) RMS of the nearest version of each image that evaded it, [0, 1] units, inf
+        where none did.
+    points
+        Defence -> name of an attack -> its mean RMS and the share of the images that the defence holds against it.
+    pixel_max
+        The axis is in units of [0, pixel_max].
+    title
+        Above all panels.
+
+    Raises
+    ------
+    ValueError
+        For no defence, or values of another shape.
+    """
+    arrays.not_empty(least, name="least")
+    fig = style.panels(least, 3.9, sharex=True, sharey=True)
+    for ax, (defence, kinds) in zip(fig.axes, least.items(), strict=True):
+        for i, (kind, values) in enumerate(kinds.items()):
+            rms = np.sort(arrays.floats(values, name=f"{kind} of {defence}", shape=("N",))) * pixel_max
+            finite = rms[np.isfinite(rms)]
+            rates = [intervals.wilson(len(rms) - k, len(rms)) for k in range(len(finite) + 1)]
+            at = np.concatenate([[0.0], finite])
+            held, *ends = arrays.spread(rates)
+            ax.step(at, held, where="post", color=style.PALETTE[i], label=f"{kind}, n={len(rms)}")
+            ax.fill_between(at, *ends, step="post", color=style.PALETTE[i], alpha=0.15, linewidth=0)
+        for name, (place, rate) in (points or {}).get(defence, {}).items():
+            look: dict[str, Any] = {
+                "marker": "*",
+                "markersize": 12,
+                "markeredgecolor": style.BLACK,
+                "linestyle": "none",
+            }
+            error = style.whiskers([rate.value], [rate.low], [rate.high])
+            ax.errorbar([place * pixel_max], [rate.value], error, label=name, color=style.examples_colour(name), **look)
+        ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")
+        ax.yaxis.set_major_formatter("{x:.0%}")
+    fig.axes[0].set_ylabel("images that the defence holds")
+    handles = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    return style.headline(fig, title + ("; " if title else "") + "bands: Wilson 95 % intervals")
+
+
+@style.house_style()
 def claims_overview(table: pd.DataFrame) -> Figure:
     """Return every claim's statistic with its 95 % interval: a panel for each threshold, a row for model and examples.
 
