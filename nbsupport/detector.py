@@ -91,7 +91,8 @@ def _convolved(h: Tensor, weights: Mapping[str, Tensor], layer: str) -> Tensor:
     blocks = h[:, :, : length // 4 * 4].reshape(nets, n * (length // 4), 4 * channels)
     halves = kernel.view(nets, out, channels, 2, 4).permute(0, 4, 2, 3, 1).reshape(nets, 4 * channels, 2 * out)
     first, second = (blocks @ halves).view(nets, n, length // 4, 2 * out).split(out, 3)
-    return first[:, :, :-1] + second[:, :, 1:] + bias[:, None, None]
+    convolved: Tensor = first[:, :, :-1] + second[:, :, 1:] + bias[:, None, None]
+    return convolved
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ CONTROLS = ("noise", "errors")  # benign images that a detector should not call 
 MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
+_FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGET_RATES = (0.05, 0.5)  # false-positive rates at which a detector is attacked
@@ -295,22 +296,47 @@ def _directions(dim: int, count: int, negate: bool, seed: int) -> Tensor:
     return boundary.directions(dim, count, negate=negate, generator=runtime.seeded(seed, "directions"))
 
 
-def versions(
-    right: Mapping[str, Tensor], attacked: Results, images: ImageSet, limit: int
-) -> dict[Keys, tuple[Tensor, Tensor]]:
+def versions(s: Settings, networks: Networks, attacked: Results, images: ImageSet) -> dict[Keys, tuple[Tensor, Tensor]]:
     """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
 
-    They are the benign images among the first `limit` that the model classifies correctly (`right`, as `correct`
-    returns it), and the first `limit` successes of every attack.
+    They are the benign images among the first `boundary_n` attacked ones that the model classifies correctly, the first
+    `boundary_n` successes of every attack, and two controls:
+
+    - `noise`: the benign images on which OPTMARGIN succeeded, moved in a random direction by the same RMS (`noisy`);
+      those whose class changes are left out, since they are no longer benign;
+    - `errors`: the first `boundary_n` of all test images that the model misclassifies.
     """
     found = {}
-    for which, mask in right.items():
-        sets = {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
-        for name, (chosen, x) in {BENIGN: (mask[:limit], images.x), **sets}.items():
-            index = chosen.nonzero().squeeze(1)[:limit]
+    for which, model in networks.items():
+        right = runtime.predict(model, images.x).cpu() == images.y
+        sets = {BENIGN: (right[: min(s.n, s.boundary_n)], images.x)}
+        sets |= {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
+        sets["errors"] = ~right, images.x
+        if margin := attacked.get((which, "OPTMARGIN")):
+            x = noisy(images.x[: len(margin)], margin.rms, generator=runtime.seeded(s.seed, "noise"))
+            sets["noise"] = margin.success & (runtime.predict(model, x).cpu() == images.y[: len(x)]), x
+        for name, (chosen, x) in sets.items():
+            index = chosen.nonzero().squeeze(1)[: s.boundary_n]
             if len(index):
                 found[which, name] = index, x[index]
     return found
+
+
+def noisy(x: Tensor, rms: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return each image of `x` (N, C, H, W) moved in a random direction, clipped to [0, 1], at the distance `rms` (N,).
+
+    The step is chosen so that the RMS after clipping is `rms`. Where clipping does not allow as much in the direction
+    that was drawn, the image goes as far as it allows.
+    """
+    direction = torch.randn(x.shape, generator=generator)
+    low, high = torch.zeros(len(x), 1, 1, 1), torch.full((len(x), 1, 1, 1), _FAR)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        short = ((x + middle * direction).clamp(0, 1) - x).square().flatten(1).mean(1).sqrt() < rms
+        low, high = (
+            torch.where(short.view(low.shape) == side, middle, end) for side, end in ((True, low), (False, high))
+        )
+    return (x + high * direction).clamp(0, 1)
 
 
 def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
@@ -433,7 +459,7 @@ def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, di
     """Return the attacks on the defences by name: a kernel, and what it is given image by image.
 
     Each spends about `adaptive_passes` network evaluations on an image. "EOT-least" and the attacks with views look for
-    the nearest image, the others for the best one within the budget or, where the name ends in a number, so many budgets.
+    the nearest image, the others for the best one within the budget or, after a number in the name, so many budgets.
     """
     seen = tuple(given.x.shape[1:])
     start = {"start": given.start}

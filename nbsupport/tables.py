@@ -12,18 +12,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from nbsupport import intervals
 from nbsupport.attacks import Attack, Stability, best_of
+from nbsupport.baselines import Judge
 from nbsupport.boundary import Audit, Geometry, Profile, purity
 from nbsupport.data import ImageSet
-from nbsupport.detector import Detector
+from nbsupport.detector import calibrate
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, Attempt, Defended, Keys, Results, Tensors, least_rms, of_model, ray_medians
+from nbsupport.suite import (
+    BENIGN,
+    CONTROLS,
+    Attempt,
+    Defended,
+    Keys,
+    Results,
+    Tensors,
+    least_rms,
+    of_model,
+    ray_medians,
+)
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -34,9 +46,12 @@ KEY = ["model", "examples", "index"]
 IMAGES = (
     *(*KEY, "y", "correct", "success", "rms", "point", "vote", "votes_for_true", "p_lower", "abstain"),
     *("median_distance", "reached_share", "share_below_region_line", "purity_1", "purity_2", "purity_3"),
-    *("detector_part", "detector_score"),
+    *("detector_part", "detector_score", "detector_threshold"),
 )
-_KINDS = {"Int64": ("index", "y", "point", "vote", "votes_for_true"), "boolean": ("correct", "success", "abstain")}
+_KINDS = {
+    "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
+    "boolean": ("correct", "success", "abstain"),
+}
 _PIXELS = ("lowest_pixel", "mean_pixel", "highest_pixel")
 DATASETS = ("part", "source", "images", "shape", "classes", "fewest_in_a_class", "most_in_a_class", *_PIXELS)
 TRAINING = ("model", "n", *_with_interval("benign_accuracy", "pgd_accuracy"), "eps", "steps", "schedule")
@@ -51,7 +66,12 @@ EVASION = ("curve", "demand", "n", "success_rate", "mean_rms", *_REGION)
 REGION = ("model", "examples", "n", "point_accuracy", *_REGION, "radius", "samples")
 BOUNDARY = ("model", "examples", "n", "median_distance", "reached_share", "purity_1", "purity_2", "purity_3")
 _ERRORS = _with_interval("false_positive_rate", "false_negative_rate", "auc")
-DETECTOR = ("model", "trained_on", "tested_on", "n_benign", "n_adversarial", *_ERRORS)
+_JUDGE = ["model", "detector", "trained_on"]
+SCORES = (*_JUDGE, "seed", "fold", "examples", "index", "score")
+THRESHOLDS = (*_JUDGE, "seed", "fold", "target_fpr", "threshold", "n_benign")
+DETECTOR = (*_JUDGE, "tested_on", "target_fpr", "threshold", "n_benign", "n_adversarial", *_ERRORS, "note")
+TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
+_CALIPER = 0.2  # of a standard deviation of the median distances: what a matched image may differ by
 STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
 GEOMETRY = (
     *("model", "examples", "n", *_with_interval("triple_cells"), "triple_share"),
@@ -114,21 +134,36 @@ def probed(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
 
 
-def scored(
-    detectors: Mapping[Keys, Detector], profiles: Mapping[Keys, Profile], positions: Tensors, part: Tensor
-) -> pd.DataFrame:
-    """Return each image's score by the detector of its attack (benign: by that of `all`), and which part it was in.
+def controls(versions: Mapping[Keys, tuple[Tensor, Tensor]], images: ImageSet) -> pd.DataFrame:
+    """Return the rows of the controls among `versions` (as `suite.versions`), with the columns of `attacked`.
 
-    `part` (n,) bool: the images that detectors were trained on; "test" in the column `detector_part` are the others.
+    `images` is the test set. `success` is empty.
     """
-    parts = []
-    for (model, name), profile in profiles.items():
-        judge = detectors.get((model, "all" if name == BENIGN else name))
-        if judge is not None:
-            at = positions[model, name]
-            seen = np.where(part[at].numpy(), "training", "test")
-            parts.append(_rows((model, name), at, detector_score=judge.score(profile), detector_part=seen))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEY])
+    parts = [pd.DataFrame(columns=[*KEY])]
+    for (model, name), (at, x) in versions.items():
+        if name in CONTROLS:
+            rms = images.pixel_max * (x - images.x[at]).double().square().flatten(1).mean(1).sqrt()
+            kept = np.full(len(at), name != "errors")
+            parts.append(_rows((model, name), at, y=images.y[at], correct=kept, success=pd.NA, rms=rms))
+    return _typed(pd.concat(parts, ignore_index=True))
+
+
+def scored(scores: pd.DataFrame, thresholds: pd.DataFrame) -> pd.DataFrame:
+    """Return each image's fold, held-out score and threshold: the key, and the columns `detector_...` in `IMAGES`.
+
+    The score is by the network (seed 0) of the row's attack; of benign images, of controls and of attacks without a
+    detector of their own by that of `all`. The threshold is that for 5 % of the benign images. `scores` are from
+    `scores`, `thresholds` from `thresholds`.
+    """
+    own = scores[(scores.detector == "network") & (scores.seed == 0)]
+    judges = set(zip(own.model, own.trained_on, strict=True))
+    of_attack = np.array([pair in judges for pair in zip(own.model, own.examples, strict=True)], dtype=bool)
+    own = own[own.trained_on == own.examples.where(of_attack, "all")]
+    by = [*_JUDGE, "seed", "fold"]
+    limits = thresholds.loc[thresholds.target_fpr == TARGETS[0], [*by, "threshold"]]
+    joined = own.merge(limits, how="left", on=by, validate="many_to_one")
+    named = {"fold": "detector_part", "score": "detector_score", "threshold": "detector_threshold"}
+    return joined[[*KEY, *named]].rename(columns=named)
 
 
 def _rows(key: Keys, index: Tensor | None = None, **columns: Any) -> pd.DataFrame:
@@ -138,13 +173,15 @@ def _rows(key: Keys, index: Tensor | None = None, **columns: Any) -> pd.DataFram
     return pd.DataFrame({"model": key[0], "examples": key[1], "index": at, **named})
 
 
-def images(first: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
+def images(first: pd.DataFrame, *others: pd.DataFrame, controls: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return images.csv, columns `IMAGES`: the rows of `first`, which is from `attacked`, with the columns of `others`.
+
+    The rows of `controls` follow them.
 
     Raises ValueError where a frame names an image of a set twice.
     """
-    joined = first
-    for frame in (first, *others):
+    joined = first if controls is None else pd.concat([first, controls], ignore_index=True)
+    for frame in (joined, *others):
         twice = frame[frame.duplicated(KEY)]
         if len(twice):
             model, examples, index = twice.iloc[0][KEY]
@@ -259,20 +296,187 @@ def boundary(images: pd.DataFrame, profiles: Mapping[Keys, Profile], *, pixel_ma
     return pd.DataFrame(rows, columns=[*BOUNDARY])
 
 
-def detector(detectors: Mapping[Keys, Detector], unseen: Mapping[str, Mapping[str, Profile]]) -> pd.DataFrame:
-    """Return one row a pair of training and test examples, columns `DETECTOR`.
+def scores(
+    judges: Mapping[str, Mapping[tuple[str, str, int], Sequence[Judge]]],
+    profiles: Mapping[Keys, Profile],
+    positions: Tensors,
+    folds: Tensors,
+) -> pd.DataFrame:
+    """Return the score of every profile by every detector, columns `SCORES`: that of the fold which held it out.
 
-    `unseen`: for each model the profiles that no detector was trained on, by examples, `benign` and `all` among them.
+    Parameters
+    ----------
+    judges
+        By the name of the detector, then by (model, trained_on, seed), one for each fold.
+    profiles, positions, folds
+        Of every (model, examples) the profiles, their positions in the test set and their folds (`suite.folds`).
+    """
+    parts = [pd.DataFrame(columns=[*SCORES])]
+    for name, found in judges.items():
+        for (model, trained_on, seed), by_fold in found.items():
+            own = of_model(profiles, model)
+            tested, fold = Profile.cat(list(own.values())), torch.cat([folds[model, examples] for examples in own])
+            score = torch.empty(len(fold), dtype=torch.float64)
+            for k, judge in enumerate(by_fold):
+                score[fold == k] = judge.score(tested.take(fold == k)).cpu()
+            rows = {"examples": np.repeat(list(own), list(map(len, own.values())))}
+            rows["index"] = torch.cat([positions[model, examples] for examples in own]).numpy()
+            columns = {"model": model, "detector": name, "trained_on": trained_on, "seed": seed, "fold": fold.numpy()}
+            parts.append(pd.DataFrame({**columns, **rows, "score": score.numpy()}))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def thresholds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the threshold of each fold's detector for each of `TARGETS`, columns `THRESHOLDS`.
+
+    It is calibrated (`detector.calibrate`) on the scores of the `n_benign` benign images of all other folds, each by
+    the detector that held it out. The cell is empty where those are too few.
     """
     rows = []
-    for (model, trained_on), judge in detectors.items():
-        benign = unseen[model][BENIGN]
-        for tested_on, adversarial in unseen[model].items():
-            if tested_on != BENIGN:
-                rates = judge.rates(benign, adversarial)
-                cells = _cells(rates.false_positive_rate, rates.false_negative_rate, rates.auc)
-                rows.append((model, trained_on, tested_on, len(benign), len(adversarial), *cells))
+    for keys, part in scores.groupby([*_JUDGE, "seed"], sort=False):
+        benign = part[part.examples == BENIGN]
+        for fold, target in itertools.product(sorted(part.fold.unique()), TARGETS):
+            others = benign.score[benign.fold != fold]
+            threshold = calibrate(others, false_positive_rate=target)
+            rows.append((*keys, fold, target, threshold, len(others)))
+    return pd.DataFrame(rows, columns=[*THRESHOLDS])
+
+
+def detector(scores: pd.DataFrame, thresholds: pd.DataFrame, rays: pd.DataFrame) -> pd.DataFrame:
+    """Return detector.csv, columns `DETECTOR`: how each detector errs on each set of examples that it is tested on.
+
+    Rates are over images, each judged by the detector and at the threshold of its own fold (seeds averaged), with
+    Wilson's 95 % intervals for as many observations as there are images. `threshold` is the mean over folds, and
+    `n_benign`, `n_adversarial` count images. The area under the ROC curve is the mean over folds
+    (`intervals.roc_auc_of_folds`). `note` says why a cell is empty.
+
+    Rows tested on a control are about benign images alone: their false positive rate is that of the images with noise
+    (`noise`), or of those that the classifier gets wrong (`errors`). `matched` are the benign images that have a
+    partner of nearly the same median distance among the adversarial ones that the detector was trained on (see
+    `matched`): the area is that of the partners against them.
+
+    Parameters
+    ----------
+    scores, thresholds
+        As the functions of these names return them.
+    rays
+        The key and `median_distance` of every image, as `probed` returns them.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for keys, part in scores.groupby(_JUDGE, sort=False):
+        own = thresholds[(thresholds[_JUDGE] == list(keys)).all(axis=1)]
+        sets, score, first = _tested(part)
+        nearby = matched(first, rays, str(keys[2]))
+        for name, (benign, adversarial) in {**sets, "matched": nearby}.items():
+            chosen = benign | adversarial
+            tested = _folds(score[:, chosen], adversarial[chosen], first[chosen])
+            area = intervals.roc_auc_of_folds(tested)
+            for target, limits in own.groupby("target_fpr"):
+                cut = limits.pivot(index="seed", columns="fold", values="threshold")
+                at = cut[first.fold].to_numpy(float)
+                flagged, unknown = score >= at, np.isnan(at).any(0)
+                sides = [_flagged(side, flagged, unknown, first) for side in (benign, adversarial)]
+                if name in (*CONTROLS, "matched"):
+                    sides[1] = Rate(math.nan, math.nan, math.nan, sides[1].n)
+                missed = Rate(1 - sides[1].value, 1 - sides[1].high, 1 - sides[1].low, sides[1].n)
+                sizes = sides[0].n, sides[1].n
+                note = _why_empty(target, limits, sizes, control=name in CONTROLS, area=area)
+                limit = float(np.mean(cut.to_numpy()))
+                rows.append((*keys, name, target, limit, *sizes, *_cells(sides[0], missed, area), note))
     return pd.DataFrame(rows, columns=[*DETECTOR])
+
+
+def _tested(part: pd.DataFrame) -> tuple[dict[str, tuple[NDArray[Any], NDArray[Any]]], NDArray[Any], pd.DataFrame]:
+    """Return what one detector is tested on: which rows are benign, which adversarial, by name; scores; the rows.
+
+    `part` are its rows of `SCORES`. The scores are (S, m) of S seeds, the rows those of one seed.
+    """
+    seeds = part.seed.nunique()
+    first = part.iloc[: len(part) // seeds].reset_index(drop=True)
+    score = part.score.to_numpy(float).reshape(seeds, -1)
+    is_set = {name: (first.examples == name).to_numpy() for name in first.examples.unique()}
+    none, benign = np.zeros(len(first), dtype=bool), is_set.pop(BENIGN, np.zeros(len(first), dtype=bool))
+    attacked = {name: rows for name, rows in is_set.items() if name not in CONTROLS}
+    sets = {name: (benign, rows) for name, rows in attacked.items()}
+    sets["all"] = benign, np.any([none, *attacked.values()], axis=0)
+    return sets | {name: (is_set[name], none) for name in CONTROLS if name in is_set}, score, first
+
+
+def _folds(score: NDArray[Any], adversarial: NDArray[Any], rows: pd.DataFrame) -> intervals.Folds:
+    return intervals.Folds(score, adversarial, rows.fold.to_numpy(int), rows["index"].to_numpy(int))
+
+
+def _flagged(rows: NDArray[Any], flagged: NDArray[Any], unknown: NDArray[Any], first: pd.DataFrame) -> Rate:
+    """Return the share of the chosen `rows` (m,) bool that are `flagged` (S, m); NaN where a threshold is unknown."""
+    images = first["index"].to_numpy(int)[rows]
+    if unknown[rows].any():
+        return Rate(math.nan, math.nan, math.nan, len(np.unique(images)))
+    return intervals.share_of_clusters(flagged[:, rows].ravel(), np.tile(images, len(flagged)))
+
+
+def _why_empty(target: Any, limits: pd.DataFrame, sizes: tuple[int, int], *, control: bool, area: Rate) -> str:
+    """Return why a row has empty cells; nothing where it has none."""
+    fewest, needed = int(limits.n_benign.min()), math.ceil(1 / target - 1 - 1e-9)
+    said = []
+    if limits.threshold.isna().any():
+        said.append(f"{fewest} benign scores beside the fold, {target:.0%} needs {needed}")
+    if sizes[0] == 0:
+        said.append("no benign image")
+    if not control and sizes[1] == 0:
+        said.append("no adversarial image")
+    elif not control and sizes[0] and math.isnan(area.value):
+        said.append("no fold holds benign and adversarial images")
+    return "; ".join(said)
+
+
+def matched(tested: pd.DataFrame, rays: pd.DataFrame, trained_on: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows of `tested` (benign ones, adversarial ones: (m,) bool each) are partners in median distance.
+
+    One adversarial image after the other, of those in `trained_on` ("all": of every attack), takes the nearest benign
+    image of its fold that is still free, if their medians differ by less than a fifth of a standard deviation. Images
+    whose median is infinite have no partner. `tested` are rows of `SCORES`, `rays` as in `detector`.
+    """
+    medians = tested.merge(rays[[*KEY, "median_distance"]], how="left", on=KEY).median_distance.to_numpy(float)
+    known, benign = np.isfinite(medians), (tested.examples == BENIGN).to_numpy()
+    attack = ~tested.examples.isin((BENIGN, *CONTROLS)) if trained_on == "all" else tested.examples == trained_on
+    adversarial = attack.to_numpy(bool) & known
+    partners = np.zeros((2, len(tested)), dtype=bool)
+    limit = _CALIPER * float(np.std(medians[known & (benign | adversarial)])) if known.any() else 0.0
+    for fold in tested.fold.unique():
+        mine = (tested.fold == fold).to_numpy()
+        free = list((mine & benign & known).nonzero()[0])
+        for row in (mine & adversarial).nonzero()[0]:
+            apart = np.abs(medians[free] - medians[row])
+            if len(free) and apart.min() < limit:
+                partners[:, [free.pop(int(apart.argmin())), row]] |= np.eye(2, dtype=bool)
+    return partners[0], partners[1]
+
+
+def own_tests(scores: pd.DataFrame) -> dict[tuple[str, str, str], intervals.Folds]:
+    """Return the scores of each (model, detector, trained_on) on benign images and on the attack it was trained on."""
+    found = {}
+    for keys, part in scores.groupby(_JUDGE, sort=False):
+        sets, score, first = _tested(part)
+        if keys[2] in sets:
+            chosen = sets[keys[2]][0] | sets[keys[2]][1]
+            found[str(keys[0]), str(keys[1]), str(keys[2])] = _folds(
+                score[:, chosen], sets[keys[2]][1][chosen], first[chosen]
+            )
+    return found
+
+
+def beaten(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much the network's area under the ROC curve exceeds that of each other detector, a row each.
+
+    Both are tested on the attack that they were trained on. `difference` comes with a 95 % bootstrap interval over
+    images; where it reaches 0 or below, the other detector is not shown to be worse.
+    """
+    found, rows = own_tests(scores), []
+    for (model, name, trained_on), other in found.items():
+        if name != "network":
+            change = intervals.difference_of_roc_auc(found[model, "network", trained_on], other)
+            rows.append((model, name, trained_on, *_cells(change), change.n))
+    return pd.DataFrame(rows, columns=[*_JUDGE, *_with_interval("difference"), "n"])
 
 
 def stability(flips: Mapping[Keys, Stability]) -> pd.DataFrame:

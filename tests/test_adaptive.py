@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nbsupport import adaptive, attacks, boundary, detector, region, runtime
-from nbsupport.adaptive import descent, goals, surrogate
-from nbsupport.attacks import Attack
-from nbsupport.attacks.engine import Problem
-from nbsupport.boundary import Profile
-from nbsupport.detector import Detector
+from nbsupport import boundary
+from nbsupport.adaptive import surrogate
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 
 SHAPE = (1, 4, 4)

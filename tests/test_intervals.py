@@ -1,5 +1,6 @@
 """Intervals against closed forms, published numbers, and their coverage in simulation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -187,3 +188,105 @@ def test_roc_auc_covers(separation):
     samples = generator.normal(size=(trials, 2, 40))
     rates = [intervals.roc_auc(benign, adversarial + separation) for benign, adversarial in samples]
     assert enough_covered(sum(rate.low <= true <= rate.high for rate in rates), trials)
+
+
+# Cross-validation over images
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (3, 40), (38, 40), (40, 40)])
+def test_one_answer_an_image_has_wilsons_interval(k, n):
+    answers = np.arange(n) < k
+    found, expected = intervals.share_of_clusters(answers, np.arange(n)), intervals.wilson(k, n)
+    assert (found.value, found.n) == (expected.value, expected.n)
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_more_versions_of_an_image_do_not_narrow_the_interval():
+    answers, images = np.array([True, True, False, True]), np.array([4, 7, 8, 9])
+    once = intervals.share_of_clusters(answers, images)
+    again = intervals.share_of_clusters(np.tile(answers, 5), np.tile(images, 5))
+    assert again == once
+    assert math.isnan(intervals.share_of_clusters([], []).value)
+    with pytest.raises(ValueError, match="expected an image for each answer"):
+        intervals.share_of_clusters([True], [1, 2])
+
+
+def tested(images=60, folds=5, versions=1, shift=1.0, seed=0, seeds=1):
+    """Scores of benign images and `versions` adversarial ones of each, all versions of an image sharing half their luck."""
+    generator = np.random.default_rng(seed)
+    luck = generator.normal(size=images)
+    index = np.tile(np.arange(images), 1 + versions)
+    adversarial = np.repeat(np.arange(1 + versions) > 0, images)
+    scores = (luck[index] + generator.normal(size=(seeds, len(index)))) / np.sqrt(2) + shift * adversarial
+    return intervals.Folds(scores, adversarial, index % folds, index)
+
+
+def slow_area(one):
+    """The mean over folds and seeds of the share of pairs in which the adversarial image has the higher score."""
+    areas = []
+    for scores in one.scores:
+        for fold in range(int(one.folds.max()) + 1):
+            sides = [scores[(one.folds == fold) & (one.adversarial == side)] for side in (False, True)]
+            won = [1.0 if bad > good else 0.5 if bad == good else 0.0 for good in sides[0] for bad in sides[1]]
+            if won:
+                areas.append(sum(won) / len(won))
+    return sum(areas) / len(areas)
+
+
+@pytest.mark.parametrize("options", [{}, {"versions": 4}, {"seeds": 3, "versions": 2}, {"images": 7, "folds": 3}])
+def test_the_area_over_folds_is_that_of_a_slow_loop(options):
+    one = tested(**options)
+    one = dataclasses.replace(one, scores=one.scores.round(1))  # some are equal
+    area = intervals.roc_auc_of_folds(one, resamples=20)
+    assert area.value == pytest.approx(slow_area(one), abs=1e-12)
+    assert area.low <= area.value <= area.high
+    assert area.n == options.get("images", 60)
+
+
+def test_a_fold_of_one_kind_is_left_out():
+    one = tested(images=40, folds=4)
+    keep = ~((one.folds == 2) & one.adversarial)
+    cut = intervals.Folds(one.scores[:, keep], one.adversarial[keep], one.folds[keep], one.images[keep])
+    assert intervals.roc_auc_of_folds(cut, resamples=20).value == pytest.approx(slow_area(cut), abs=1e-12)
+    benign = ~one.adversarial
+    none = intervals.Folds(one.scores[:, benign], one.adversarial[benign], one.folds[benign], one.images[benign])
+    assert math.isnan(intervals.roc_auc_of_folds(none, resamples=20).value)
+    assert np.isnan(intervals.roc_of_folds(none, [0.1, 0.5], resamples=5)).all()
+
+
+def test_the_interval_of_the_area_covers_where_versions_share_an_image():
+    # Two normal scores whose means differ by 1 are ordered rightly with probability Phi(1 / sqrt(2)).
+    true, trials = stats.norm.cdf(1 / np.sqrt(2)), 150
+    rates = [intervals.roc_auc_of_folds(tested(versions=5, seed=seed), resamples=200) for seed in range(trials)]
+    assert enough_covered(sum(rate.low <= true <= rate.high for rate in rates), trials)
+
+
+def test_an_area_of_one_keeps_a_width_that_depends_on_images_and_not_on_versions():
+    few, many = (intervals.roc_auc_of_folds(tested(versions=versions, shift=100.0)) for versions in (1, 9))
+    assert few.value == many.value == few.high == 1.0
+    assert few.low == many.low == pytest.approx(intervals.roc_auc(np.zeros(60), np.ones(60)).low)
+
+
+def test_the_difference_of_two_areas():
+    good, bad = tested(shift=1.5, versions=2), tested(shift=0.2, versions=2)
+    found = intervals.difference_of_roc_auc(good, bad)
+    assert found.value == pytest.approx(slow_area(good) - slow_area(bad))
+    assert 0 < found.low < found.value < found.high
+    assert intervals.difference_of_roc_auc(good, good) == intervals.Rate(0.0, 0.0, 0.0, 60)
+
+
+@pytest.mark.parametrize("options", [{}, {"seeds": 2, "versions": 3}])
+def test_the_mean_roc_curve_has_the_mean_area(options):
+    one, at = tested(**options), np.linspace(0, 1, 4001)
+    mean, low, high = intervals.roc_of_folds(one, at, resamples=50)
+    assert np.trapezoid(mean, at) == pytest.approx(slow_area(one), abs=2e-3)
+    assert (np.diff(mean) >= 0).all()
+    assert (low <= mean + 0.2).all()
+    assert ((low <= high) & (high <= 1)).all()
+    assert mean[-1] == 1
+
+
+def test_the_roc_curve_of_one_fold_by_hand():
+    scores, adversarial = np.array([[0.1, 0.4, 0.3, 0.8]]), np.array([False, False, True, True])
+    one = intervals.Folds(scores, adversarial, np.zeros(4, dtype=int), np.arange(4))
+    assert intervals.roc_of_folds(one, [0.0, 0.25, 0.5, 1.0], resamples=5)[0].tolist() == [0.5, 0.5, 1.0, 1.0]

@@ -122,7 +122,7 @@ def instance_panels(
     classes: Names,
     radius: float,
     last: float,
-    threshold: float = 0.5,
+    threshold: float | None = 0.5,
     band: Values | None = None,
     pixel_max: float = 1.0,
     absent: Mapping[str, str] | None = None,
@@ -165,7 +165,8 @@ def instance_panels(
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018.
     """
     _check(radius, last)
-    checks.number(threshold, name="threshold", high=1.0)
+    if threshold is not None:
+        checks.number(threshold, name="threshold")
     versions = {"benign": original, name: adversarial}
     counts, profiles, purities, scores = (_known(versions, what) for what in ("counts", "profile", "purity", "score"))
     title, note = style.broken(title, style.WIDTH, 12), style.broken(_note(versions, absent or {}), style.WIDTH, 12.5)
@@ -401,13 +402,16 @@ def _purity(ax: Axes, purities: Mapping[str, Tensor]) -> None:
     ax.set_title("purity")
 
 
-def _score(ax: Axes, scores: Mapping[str, float], threshold: float) -> None:
-    """Draw each version's detector score against the threshold."""
+def _score(ax: Axes, scores: Mapping[str, float], threshold: float | None) -> None:
+    """Draw each version's detector score against the threshold, if there is one."""
     for i, (name, score) in enumerate(scores.items()):
         dot = style.examples_style(name) | {"linestyle": "none", "markersize": 8}
         ax.plot([score], [len(scores) - i], clip_on=False, zorder=3, **dot)
-    ax.axvline(threshold, color="black", linestyle="--", linewidth=1.2)
-    ax.set(xlim=(0, 1), ylim=(0.4, len(scores) + 0.6), yticks=[], xlabel=f"score; adversarial\nfrom {threshold:g} on")
+    label = "score"
+    if threshold is not None:
+        ax.axvline(threshold, color="black", linestyle="--", linewidth=1.2)
+        label = f"score; adversarial\nfrom {threshold:.3g} on"
+    ax.set(xlim=(0, 1), ylim=(0.4, len(scores) + 0.6), yticks=[], xlabel=label)
     words = [f"{'benign' if name == 'benign' else 'attacked'} {score:.2f}" for name, score in scores.items()]
     ax.set_title("detector\n" + ", ".join(words))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,10 +15,6 @@ from nbsupport import checks, claims, intervals, tables
 from nbsupport.plots import arrays, style
 
 _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (below)": (0.2, 0.4)}  # place, paleness
-_RATES = {
-    "false_positive_rate": "False positives: benign called adversarial",
-    "false_negative_rate": "False negatives: adversarial called benign",
-}
 _ENDS = ("", "_low", "_high")
 _REGION = ["region_accuracy", "region_low", "region_high"]
 _SHADE = "#e8f1e4"
@@ -66,15 +61,15 @@ def region_accuracy(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
 
 @style.house_style()
 def error_rates(table: pd.DataFrame) -> Figure:
-    """Return the detector's error rates, trained on (rows) times tested on (columns), for each model.
+    """Return the detector's error rates with their 95 % intervals: a panel a model, a row for each set of examples.
 
-    Each cell holds the rate in per cent with its 95 % interval below.
+    The upper rows are benign images and the share of them called adversarial, the lower ones adversarial images and the
+    share called benign. Each mark in a row is a detector with other training.
 
     Parameters
     ----------
     table
-        Rows of detector.csv: model, trained_on, tested_on, n_benign, n_adversarial, false_positive_rate and
-        false_negative_rate, each also with _low and _high; an empty cell means not measured.
+        Rows of detector.csv, of one detector and one target_fpr; an empty cell means not measured.
 
     Raises
     ------
@@ -82,69 +77,94 @@ def error_rates(table: pd.DataFrame) -> Figure:
         For an empty table, a missing column, or two rows of one model, trained_on and tested_on.
     """
     pair = ["model", "trained_on", "tested_on"]
-    rates = [rate + end for rate in _RATES for end in _ENDS]
-    arrays.columns(table, [*pair, "n_benign", "n_adversarial", *rates], name="the detector table")
+    rates = [rate + end for rate in ("false_positive_rate", "false_negative_rate") for end in _ENDS]
+    arrays.columns(table, [*pair, "target_fpr", "n_benign", "n_adversarial", *rates], name="the detector table")
     for row in table.loc[table.duplicated(pair), pair].astype(str).itertuples(index=False):
         raise ValueError(f"expected one row for each model, trained_on and tested_on, got two for {', '.join(row)}")
-    models = table["model"].unique()
-    rows, columns = style.in_order(table["trained_on"].unique()), style.in_order(table["tested_on"].unique())
-    fig = style.figure(len(models) * (1.0 + 0.42 * len(rows)) + 1.4)
-    axes = fig.subplots(len(models), 2, sharex=True, sharey=True, squeeze=False)
-    for line, model in zip(axes, models, strict=True):
-        part = 100 * table[table["model"] == model].set_index(pair[1:])[rates]
-        for ax, (rate, title) in zip(line, _RATES.items(), strict=True):
-            value, low, high = (part[rate + end].unstack().reindex(rows, columns=columns) for end in _ENDS)
-            text = value.map("{:.0f}\n".format) + low.map("{:.0f}-".format) + high.map("{:.0f}".format)
-            look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
-            seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.05}, ax=ax, **look)
-            for row, column in np.argwhere(value.isna()):
-                ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")
-            ax.set(title=f"{model} model\n{title}", xlabel="tested on", ylabel="trained on")
-            ax.tick_params(axis="y", rotation=0)
-            ax.grid(False)
-            ax.label_outer()
+    lines = _error_lines(table)
+    sets, judges = list(lines.groupby("label", sort=False)), style.in_order(table["trained_on"].unique())
+    benign = lines.loc[lines["benign"], "label"].nunique()
+    models = {f"{model} model": part for model, part in lines.groupby("model", sort=False)}
+    fig = style.panels(models, 1.9 + (0.16 + 0.1 * len(judges)) * len(sets), sharex=True)
+    places = {label: i for i, (label, _) in enumerate(sets)}
+    for ax, part in zip(fig.axes, models.values(), strict=True):
+        for k, name in enumerate(judges):
+            own = part[part["trained_on"] == name]
+            height = [places[label] + 0.7 * ((k + 0.5) / len(judges) - 0.5) for label in own["label"]]
+            value, low, high = own[["value", "low", "high"]].to_numpy(float).T
+            look: dict[str, Any] = {"linestyle": "none", "markersize": 6, "elinewidth": 1.3}
+            look |= {**style.examples_style(name), "label": f"trained on {name}"}
+            ax.errorbar(value, height, xerr=style.whiskers(value, low, high), **look)
+        ax.axhline(benign - 0.5, color="0.3", linewidth=0.8)
+        style.rows(ax, [str(label) for label in places])
+        ax.set(
+            xlim=(-0.02, 1.02),
+            xlabel="error rate: above the line benign images\ncalled adversarial, below it adversarial missed",
+        )
+        ax.xaxis.set_major_formatter("{x:.0%}")
+        ax.axvline(
+            table["target_fpr"].iloc[0], ymin=1 - benign / len(places), color="0.5", linestyle=":", linewidth=1.2
+        )
+    handles = fig.axes[0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    target = " and ".join(f"{value:.0%}" for value in table["target_fpr"].unique())
     sizes = ", ".join(f"{what} {style.span(list(table[f'n_{what}']))}" for what in ("benign", "adversarial"))
-    return style.headline(fig, f"Error rate in per cent, below it the 95 % interval (n: {sizes})")
+    return style.headline(fig, f"Threshold for {target} of the benign images; 95 % intervals (images: {sizes})")
+
+
+def _error_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a mark of `error_rates`: model, trained_on, label, benign, value, low, high; benign sets first."""
+    attack = table["n_adversarial"].gt(0) & table["tested_on"].ne("matched")
+    parts = []
+    for rate, rows, benign in (("false_positive_rate", ~attack, True), ("false_negative_rate", attack, False)):
+        part = table.loc[rows, ["model", "trained_on", "tested_on"]].assign(benign=benign)
+        for name, end in zip(("value", "low", "high"), _ENDS, strict=True):
+            part[name] = table.loc[rows, rate + end]
+        parts.append(part.rename(columns={"tested_on": "label"}))
+    own = table[attack].drop_duplicates(["model", "trained_on"])  # their false positive rate is the same in every row
+    first = own[["model", "trained_on"]].assign(label="benign", benign=True)
+    for name, end in zip(("value", "low", "high"), _ENDS, strict=True):
+        first[name] = own["false_positive_rate" + end]
+    return pd.concat([first, *parts], ignore_index=True)
 
 
 @style.house_style()
-def roc(scores: Mapping[str, tuple[arrays.Values, arrays.Values]], *, threshold: float = 0.5) -> Figure:
+def roc(tested: Mapping[str, intervals.Folds]) -> Figure:
     """Return the detector's ROC curve for each kind of example, with the area under it and its 95 % interval.
+
+    Curves are means over folds, bands 95 % intervals of a bootstrap over images, point by point.
 
     Parameters
     ----------
-    scores
-        Name of the examples -> (scores of the benign images (m,), scores of the adversarial ones (n,)), higher
-        meaning adversarial.
-    threshold
-        The dot on each curve is the detector's decision at this score.
+    tested
+        Name of the examples -> the held-out scores of benign and adversarial images.
 
     Raises
     ------
     ValueError
-        For nothing to draw, or scores of another shape.
+        For nothing to draw.
     """
-    arrays.not_empty(scores, name="scores")
+    arrays.not_empty(tested, name="tested")
     fig = style.figure(4.6, width=8.2, layout="compressed")
     ax = fig.subplots()
     ax.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1.2, label="chance")
-    for name in style.in_order(scores):
-        benign = arrays.floats(scores[name][0], name=f"benign scores of {name}", shape=("m",))
-        adversarial = arrays.floats(scores[name][1], name=f"adversarial scores of {name}", shape=("n",))
-        area = intervals.roc_auc(benign, adversarial)
-        colour, size = style.examples_colour(name), f"n={len(benign)}+{len(adversarial)}"
+    at = np.linspace(0, 1, 201)
+    for name in style.in_order(tested):
+        one = tested[name]
+        area = intervals.roc_auc_of_folds(one)
+        sides = [len(np.unique(one.images[side])) for side in (~one.adversarial, one.adversarial)]
+        colour, size = style.examples_colour(name), f"n={sides[0]}+{sides[1]}"
         if np.isnan(area.value):
             ax.plot([], [], color=colour, label=f"{name}: not measured ({size})")
             continue
-        # One step down a list of all scores: from (0, 0), above every score, to (1, 1).
-        cuts = np.concatenate([[np.inf], np.unique([*benign, *adversarial])[::-1]])
-        false, true = (1 - np.searchsorted(np.sort(s), cuts) / len(s) for s in (benign, adversarial))
+        mean, low, high = intervals.roc_of_folds(one, at)
         label = f"{name}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\n{size}"
-        ax.plot(false, true, color=colour, label=label, linewidth=1.5)
-        ax.plot((benign >= threshold).mean(), (adversarial >= threshold).mean(), "o", color=colour, markersize=6)
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title="ROC of the detector")
-    ax.set(xlabel=f"false positive rate (dot: threshold {threshold:g})", ylabel="true positive rate")
-    fig.legend(loc="outside right center", frameon=False, title="n: benign + adversarial,\nAUC with 95 % interval")
+        ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(at, mean, color=colour, label=label, linewidth=1.5)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title="ROC of the detector, held-out images")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate")
+    title = "n: benign + adversarial images,\nAUC with 95 % interval"
+    fig.legend(loc="outside right center", frameon=False, title=title)
     return fig
 
 
@@ -283,14 +303,9 @@ def evasion_curves(
             at = np.concatenate([[0.0], finite])
             held, *ends = arrays.spread(rates)
             ax.step(at, held, where="post", color=style.PALETTE[i], label=f"{kind}, n={len(rms)}")
-            ax.fill_between(at, *ends, step="post", color=style.PALETTE[i], alpha=0.15, linewidth=0)
+            ax.fill_between(at, ends[0], ends[1], step="post", color=style.PALETTE[i], alpha=0.15, linewidth=0)
         for name, (place, rate) in (points or {}).get(defence, {}).items():
-            look: dict[str, Any] = {
-                "marker": "*",
-                "markersize": 12,
-                "markeredgecolor": style.BLACK,
-                "linestyle": "none",
-            }
+            look = {"marker": "*", "markersize": 12, "markeredgecolor": style.BLACK, "linestyle": "none"}
             error = style.whiskers([rate.value], [rate.low], [rate.high])
             ax.errorbar([place * pixel_max], [rate.value], error, label=name, color=style.examples_colour(name), **look)
         ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")

@@ -1,6 +1,7 @@
 """Single attacked images of a run, one after the other."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nbsupport import plots, store
 from nbsupport.widgets import base, single
-from nbsupport.widgets.single import FILTERS, THIRDS, THRESHOLD, Single, Stored
+from nbsupport.widgets.single import FILTERS, THIRDS, Single, Stored
 
 BEYOND = 1.5  # the largest share of the attack's change
 _PLACES = 30  # of the slider
@@ -151,8 +152,10 @@ class _Explorer:
         needed = {"vote-wrong": "votes", "missed": "detectors"}.get(condition)
         if needed in self._stored.absent:
             return f"{needed} are not stored yet"
-        if condition == "missed" and (model, attack) not in self._stored.results["detector"]:
-            return f"no detector was trained on {attack}, which has too few successes on the {model} model"
+        if condition == "missed" and self._stored.images[model, attack].detector_score.isna().all():
+            return f"no detector judges {attack}, since there are too few successes on the {model} model"
+        if condition == "missed" and self._stored.images[model, attack].detector_threshold.isna().all():
+            return f"there are too few benign images on the {model} model for a threshold at 5 % false positives"
         of = "" if y is None else f" of class {self._stored.classes[y]}"
         return f'no image{of}, attacked by {attack} on the {model} model, fulfils "{FILTERS[condition][0]}"'
 
@@ -160,7 +163,8 @@ class _Explorer:
 def figure(stored: Stored, shown: Single) -> Figure:
     """Return the explorer's picture of one attacked image."""
     row, absent = shown.row, dict.fromkeys(stored.absent, "not stored yet")  # a note has the rest
-    look = {"threshold": THRESHOLD, "band": stored.bands.get(row.model), "absent": absent, **stored.look}
+    threshold = None if math.isnan(row.detector_threshold) else float(row.detector_threshold)
+    look = {"threshold": threshold, "band": stored.bands.get(row.model), "absent": absent, **stored.look}
     title, last = f"Test image {row['index']}, {row.examples} on the {row.model} model", stored.settings.magnitudes[-1]
     return plots.instance_panels(*shown[1:], name=row.examples, title=title, last=last, **look)
 
@@ -174,9 +178,11 @@ def _sentence(shown: Single, stored: Stored) -> str:
     if attacked.vote is not None:
         parts.append(f"vote {names[attacked.vote]} ({'right' if attacked.vote == row.y else 'wrong'})")
     if attacked.score is not None:
-        verdict = "detected" if attacked.score >= THRESHOLD else "missed"
-        trained_on = "yes" if row.detector_part == "training" else "no"
-        parts.append(f"detector {attacked.score:.3f} ({verdict}; training part: {trained_on})")
+        verdict = "detected" if attacked.score >= row.detector_threshold else "missed"
+        said = (
+            "no threshold" if math.isnan(row.detector_threshold) else f"{verdict} from {row.detector_threshold:.3f} on"
+        )
+        parts.append(f"detector {attacked.score:.3f} ({said}; held out in fold {row.detector_part})")
     return "; ".join(parts)
 
 

@@ -19,26 +19,28 @@ THIRDS = {
     "gradient": "the gradient, steepest way out of the class",
     "random": "a random direction",
 }  # what spans a slice beside the attack's change
-THRESHOLD = 0.5  # a detector calls an image adversarial where its score is at least this
 # Of every kind of results, of which only the first must be there: their folder, stage, and table of numbers by image.
 _KINDS = {
     "attacks": ("attacks", "03_attacks", "images_attacks"),
     "votes": ("region", "04_region_classification", "images_votes"),
     "profiles": ("boundary", "05_boundary_analysis", "images_boundary"),
-    "detectors": ("detector", "06_detector", "images"),
+    "detectors": ("detector", "06_detector", "images_detector"),
 }
 _BY_RMS: dict[str, Any] = {"by": "rms", "ascending": False, "kind": "stable"}
 _CHUNK = 8  # rays between two looks at whether to go on
 
 # Conditions in words, and the rows of a table of images that fulfil them, in the order to show. As in the tables,
 # images that the model misclassifies without an attack count neither as failed nor as voted wrongly; only probed
-# successes have a score and can be missed by the detector of their attack.
+# successes have a score and can be missed: it lies below the threshold that flags 5 % of the benign images.
 FILTERS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "all": ("all images", lambda frame: frame),
     "succeeded": ("attack succeeded", lambda frame: frame[frame.success]),
     "failed": ("attack failed", lambda frame: frame[frame.correct & ~frame.success]),
     "vote-wrong": ("vote wrong", lambda frame: frame[frame.correct & (frame.vote != frame.y)]),
-    "missed": ("missed by the detector", lambda frame: frame[frame.success & (frame.detector_score < THRESHOLD)]),
+    "missed": (
+        "missed by the detector",
+        lambda frame: frame[frame.success & (frame.detector_score < frame.detector_threshold)],
+    ),
     "largest": ("succeeded, largest distortion first", lambda frame: frame[frame.success].sort_values(**_BY_RMS)),
 }
 
@@ -101,8 +103,7 @@ class Stored:
                         raise
                     self.absent[kind], self.results[folder] = str(error), {}
                 else:
-                    scores = [*tables.KEY, "detector_part", "detector_score"]
-                    frames.append(frame[scores] if kind == "detectors" else frame)
+                    frames.append(frame)
             images = tables.images(*frames)
         except (KeyError, ValueError) as error:
             raise ValueError(
@@ -155,11 +156,14 @@ class Stored:
         """Return all about the image at `index` in the test set, attacked by `attack`."""
         (x, x_adv), row = self._pair(model, attack, index), self.row(model, attack, index)
         original, adversarial = (self._known(model, name, index) for name in (suite.BENIGN, attack))
-        judge, before = self.results["detector"].get((model, attack)), original.get("profile")
-        if judge is not None and before is not None:  # the table has the benign images' scores by another detector
-            original["score"] = float(judge.score(before)[0])
         if pd.notna(row.detector_score):
             adversarial["score"] = float(row.detector_score)
+            if (before := original.get("profile")) is not None:  # the table may have its score by another detector
+                names = [suite.judge(name, row.detector_part) for name in (attack, "all")]
+                judges = [
+                    self.results["detector"][model, name] for name in names if (model, name) in self.results["detector"]
+                ]
+                original["score"] = float(judges[0].score(before)[0])
         return Single(row, plots.Version(x, **original), plots.Version(x_adv, **adversarial))
 
     def _known(self, model: str, examples: str, index: int) -> dict[str, Any]:
