@@ -32,6 +32,7 @@ _FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the inte
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGET_RATES = (0.05, 0.5)  # false-positive rates at which a detector is attacked
+_MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Kernel = Callable[..., Attack]
@@ -542,6 +543,53 @@ def transferred(given: Defended, attack: Attack) -> tuple[Tensor, Attack]:
     """Return which of the given images `attack` was given too (n,), and its results on these."""
     rows = (given.index < len(attack)).nonzero().squeeze(1)
     return rows, attack.take(given.index[rows])
+
+
+def tried(
+    given: Defended, attacked: Mapping[str, Attack], aware: Mapping[str, Attack]
+) -> list[tuple[str, bool, Tensor, Attack]]:
+    """Return all attacks on the defences of one model: name, whether it is transferred, for which given images, results.
+
+    `attacked` are those of notebook 3, which know nothing of the defences, `aware` those that do.
+    """
+    parts = [(name, True, *transferred(given, attack)) for name, attack in attacked.items()]
+    every = torch.arange(len(given.index))
+    return [part for part in parts if len(part[2])] + [(name, False, every, each) for name, each in aware.items()]
+
+
+def adaptive_warnings(
+    s: Settings, networks: Networks, every: Mapping[str, Defended], aware: Results, attempts: Sequence[Attempt]
+) -> pd.DataFrame:
+    """Return a row for each sign that an attack on a defence did not do what it could; none is what one wants.
+
+    The signs of `attacks.failure_indicators`, on misclassification alone: an attack with a budget is compared to random
+    signs of that RMS on the images that stayed right. And "transfer beats it", of each defence: images on which an
+    attack that knows nothing of the defence succeeded within the budget and none that knows it did. Columns as
+    `warnings`.
+    """
+    rows = []
+    views = {which: adaptive_views(s, tuple(given.x.shape[1:])) for which, given in every.items()}
+    for (which, name), attack in aware.items():
+        given, model = every[which], networks[which]
+        fooled = (runtime.predict(model, attack.x_adv).cpu() != given.y) & attack.correct
+        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators")}
+        nearest = name.startswith("views-") or name.endswith("-least")
+        options |= {"views": views[which][name.removeprefix("views-")]} if name.startswith("views-") else {}
+        options |= {} if nearest else {"eps": float(given.budget.min())}
+        judged = replace(attack, success=attack.success if "views" in options else fooled)
+        signs = kernels.failure_indicators(model, given.x, given.y, judged, **options)
+        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
+    for which, given in every.items():
+        n = len(given.index)
+        for (defence, rate), kinds in least_rms([one for one in attempts if one.model == which], n).items():
+            if len(kinds) == 3 and defence in DEFENCES[1:]:  # both kinds, and all together
+                within = {kind: values <= given.budget * (1 + 1e-4) for kind, values in kinds.items()}
+                missed = int((within["transferred"] & ~within["adaptive"]).sum())
+                message = f"on {missed} of {n} images only an attack that knows nothing of the defence succeeds; "
+                message += "suspect masked gradients, raise adaptive_passes"
+                said = defence if math.isnan(rate) else f"{defence} at {rate:g}"
+                rows += [(which, said, "transfer beats it", missed / n, n, message)] * (missed > _MISSED * n)
+    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
 
 
 def crossed(networks: Networks, every: Mapping[str, Defended], attacked: Results) -> list[Attempt]:

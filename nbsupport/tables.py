@@ -17,6 +17,7 @@ from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from nbsupport import intervals
+from nbsupport.adaptive import Judged
 from nbsupport.attacks import Attack, Stability, best_of
 from nbsupport.baselines import Judge
 from nbsupport.boundary import Audit, Geometry, Profile, purity
@@ -523,7 +524,8 @@ def evasion(
     known, frame = about.set_index("attack"), []
     for curve, demand, attack, kept in rows:
         if curve == "published":
-            demand = f"{demand} ({known.solver[demand]}, {known.variant[demand]})"
+            said = [each for each in (known.solver[demand], known.variant[demand]) if isinstance(each, str)]
+            demand = f"{demand} ({', '.join(said)})" if said else demand
         elif curve == "size of the views":
             demand = pixel_max * float(demand)
         right, rms = attack.correct, attack.rms[attack.success]
@@ -586,6 +588,31 @@ def adaptive(attempts: Sequence[Attempt], every: Mapping[str, Defended], *, pixe
                 rows.append((*said, *_cells(share(within)), budget, fpr, math.nan))
                 rows.append((*said, *_cells(share(evaded)), math.nan, fpr, median))
     return pd.DataFrame(rows, columns=[*ADAPTIVE])
+
+
+def mimicked(
+    model: str,
+    given: Defended,
+    attack: Attack,
+    judged: Judged,
+    vote: Vote,
+    profile: Profile,
+    *,
+    radius: float,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return the rows of images.csv about the examples "mimic" of one model; `profile` is of the successes alone."""
+    key, at = (model, "mimic"), attack.success.nonzero().squeeze(1)
+    first = attacked({key: attack}, {model: attack.correct}, given.y, pixel_max=pixel_max)
+    columns: dict[str, Any] = {"detector_part": given.fold, "detector_score": judged.score}
+    columns["detector_threshold"] = given.thresholds[min(given.thresholds)]
+    votes, probes = voted({key: vote}, {key: judged.point}, given.y), pd.DataFrame(columns=[*KEY])
+    if len(at):
+        options: dict[str, Any] = {"radius": radius, "num_classes": vote.counts.shape[1], "pixel_max": pixel_max}
+        probes = probed({key: profile}, {key: at}, **options)
+    frame = images(first, votes, probes, _rows(key, **columns))
+    frame = frame[frame.examples == key[1]]
+    return frame.assign(index=given.index[torch.from_numpy(frame["index"].to_numpy(int))].numpy())
 
 
 def evasion_cost(

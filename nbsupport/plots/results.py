@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -305,7 +306,7 @@ def evasion_curves(
             ax.step(at, held, where="post", color=style.PALETTE[i], label=f"{kind}, n={len(rms)}")
             ax.fill_between(at, ends[0], ends[1], step="post", color=style.PALETTE[i], alpha=0.15, linewidth=0)
         for name, (place, rate) in (points or {}).get(defence, {}).items():
-            look = {"marker": "*", "markersize": 12, "markeredgecolor": style.BLACK, "linestyle": "none"}
+            look: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none"}
             error = style.whiskers([rate.value], [rate.low], [rate.high])
             ax.errorbar([place * pixel_max], [rate.value], error, label=name, color=style.examples_colour(name), **look)
         ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")
