@@ -1,25 +1,68 @@
-"""The claims of the talk, each with a verdict from our own measurements."""
+"""The claims of the talk and two of ours, each with a verdict from our own measurements."""
 
 import math
-from collections.abc import Iterator, Mapping
-from operator import itemgetter
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
 
-from nbsupport import intervals
+from nbsupport import intervals, suite
 from nbsupport.intervals import Rate
-from nbsupport.presets import MODELS
-from nbsupport.suite import BENIGN, OPTMARGINS
+from nbsupport.presets import MODELS, Settings
+from nbsupport.suite import BENIGN, CONTROLS, OPTMARGINS
+
+CLAIMS = {
+    1: "OPTMARGIN's success is high",
+    2: "OPTBRITTLE's RMS is smaller",
+    3: "PGD training hinders FGSM",
+    4: "vote keeps, restores accuracy",
+    5: "vote fails most on OPTMARGIN",
+    6: "boundaries nearer than benign",
+    7: "boundaries purer, one class",
+    8: "detector's AUC is high",
+    9: "vote mostly undoes attacks",
+    10: "detector withstands attackers",
+    11: "vote withstands attackers",
+}
+COLUMNS = (
+    *("claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"),
+    *("verdict_holm", "by_construction", "verdict_if_all_for", "verdict_if_all_against", "n_needed", "decides"),
+)
+NOT_ATTACKS = (BENIGN, *CONTROLS, "mimic")  # mimic is made to undo claims 6 and 7; claim 10 is about it
+FEWEST = 30  # observations for a verdict
+LEVEL = 0.05  # one minus the confidence of every interval
+
+_OTHERS = ("FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG")  # which OPTMARGIN is compared with
+_ATTACKED = {10: "detector", 11: "vote"}  # the defence of each of our claims
+_RATE = 0.05  # of false positives
+_LEAST = 1e-12  # the least p that is told apart
+_NUMBERS = ["y", "rms", "point", "vote", "median_distance", "share_below_region_line", "purity_1"]  # of an image
+_SUBSET = "whatever fools all of OPTMARGIN's views fools the image itself, so OPTBRITTLE needs no more"
+_ON_BOUNDARY = "the image lies on the boundary, so that about half of its rays cross it at once"
 
 Sets = Mapping[str, pd.DataFrame]  # of one model, by examples
-Claim = tuple[int, str, str, str, Rate, float]  # number, model, examples, statement, statistic, threshold
+Interval = Callable[..., Rate]  # takes `confidence`: the statistic with its interval
 
-COLUMNS = ("claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict")
-NOT_ATTACKS = (BENIGN, "noise", "errors")
-FEWEST = 30  # observations for a verdict
-_NUMBERS = ["y", "rms", "point", "vote", "median_distance", "purity_1"]  # what the claims need of an image
+
+class Claim(NamedTuple):
+    """One row before its verdict: a statistic with its intervals is said to lie above a threshold."""
+
+    claim: int  # its number
+    model: str
+    examples: str
+    statement: str
+    known: Interval  # over the images whose answer is known
+    threshold: float
+    unknown: tuple[Interval, ...] = ()  # with all unknown images for the claim, and with all against it
+    decides: bool = True
+    by_construction: str | None = None
+
+
+# Verdicts
 
 
 def verdict(statistic: Rate, threshold: float) -> str:
@@ -35,19 +78,74 @@ def verdict(statistic: Rate, threshold: float) -> str:
     return "fails" if statistic.high < threshold else "undecided"
 
 
-def table(images: pd.DataFrame, detectors: pd.DataFrame | None = None, *, pixel_max: float) -> pd.DataFrame:
-    """Return one row a (claim, model, examples), columns `COLUMNS`, for all sets of examples in `images`.
+def p_value(interval: Interval, threshold: float) -> float:
+    """Return the smallest alpha at which the interval of confidence 1 - alpha excludes `threshold`.
+
+    It is two-sided, never below 1e-12, 1 where no interval excludes the threshold, and NaN for what was not measured.
+    """
+    value = interval(confidence=1 - LEVEL).value
+    if math.isnan(value) or value == threshold:
+        return math.nan if math.isnan(value) else 1.0
+
+    def room(log_alpha: float) -> float:  # between the threshold and the end of the interval that faces it
+        rate = interval(confidence=1 - math.exp(log_alpha))
+        return rate.low - threshold if value > threshold else threshold - rate.high
+
+    narrow, wide = math.log(0.99), math.log(_LEAST)
+    if room(narrow) <= 0:
+        return 1.0
+    return _LEAST if room(wide) > 0 else math.exp(optimize.brentq(room, wide, narrow, xtol=1e-9))
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Return the p values (n,) adjusted for their number: those below alpha keep the chance of any error below alpha.
+
+    References
+    ----------
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    """
+    values = np.asarray(p, dtype=float)
+    order = values.argsort()
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
+    return adjusted
+
+
+# The table
+
+
+def table(
+    images: pd.DataFrame,
+    detectors: pd.DataFrame | None = None,
+    adaptive: pd.DataFrame | None = None,
+    *,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return one row a (claim, model, examples, statement), columns `COLUMNS`, of all that was measured.
 
     Every claim says that a statistic lies above a threshold; `low` and `high` are its 95 % interval, `n` the number
     of images (or pairs) in it. Rates have Wilson's interval, differences of rates Newcombe's (paired where both
-    are of the same images), means of paired differences Student's, areas under the ROC curve Newcombe's.
+    are of the same images), means of paired differences Student's.
 
-    - Claims 4 and 5, as the region table: all benign images, and all attacked images with whatever the attack
-      returned. The rows of claim 5 are named after both sets.
+    - Claim 4, as the region table: all benign images, and all attacked images with what the attack returned.
     - Claims 2, 6, 7 and 9, on adversarial examples: images on which the attack (claim 2: both attacks) succeeded.
     - Claim 3 compares the two models, as independent samples, and is filed under `pgd`.
-    - Claim 6: a median that is infinite for both versions is not nearer. Claim 7: no ray reached is purity 0.
-    - Claim 8: detectors tested on the attack that they were trained on; `n` is the smaller class.
+    - Claim 5, rows named after both sets: over the images that both attacks fooled, and beside it over all attacked
+      images. Where the vote's accuracy on the other attack lies below .1 with its whole interval, also the RMS.
+    - Claim 6: where both medians are infinite it is unknown which is nearer.
+    - Claim 7: pairs in which a version met no boundary are left out of the difference; their share is unknown.
+    - Claim 8: the area of the network, tested on the attack that it was trained on; beside it the baselines, and the
+      share of each control that the network of all attacks lets pass; `n` is the smaller class.
+    - Claims 10 and 11: one minus the success of the best attack for each image, at 5 % false positives.
+
+    `verdict` is the plain one. Where images are unknown it must come out the same without them, with all of them for
+    the claim, and with all of them against it. `verdict_holm` is corrected over the rows with at least 30 observations
+    that could have come out otherwise; in other rows it is the plain one. A row's p is the smallest alpha whose
+    interval excludes the threshold; where images are unknown, the largest of the three. The area's interval is that of
+    detector.csv at 95 % (a bootstrap's or Newcombe's); other confidences stretch it as they stretch Newcombe's.
+
+    `n_needed` is about how many observations would decide the row if its statistic stayed what it is: 30 at least,
+    empty where none would. `decides` is False for rows that stand beside those that the claim is about.
 
     Parameters
     ----------
@@ -55,62 +153,218 @@ def table(images: pd.DataFrame, detectors: pd.DataFrame | None = None, *, pixel_
         One row an image, as `tables.images` returns them.
     detectors
         Rows of detector.csv; None: claim 8 has no rows.
+    adaptive
+        Rows of adaptive.csv; None: claims 10 and 11 have no rows.
     pixel_max
-        The data set's own unit, in which `rms` and with it the statistic of claim 2 are stated.
+        The data set's own unit, in which `rms` and with it the statistics of claims 2 and 5 are stated.
     """
+    sets = _by_set(images)
+    claims = [claim for model, of_model in sets.items() for claim in _of_model(model, of_model, pixel_max)]
+    if all("FGSM" in sets.get(model, {}) for model in MODELS):
+        rates = [_success(sets[model]["FGSM"]) for model in MODELS]
+        statement = "FGSM succeeds less often on the PGD-trained model"
+        claims.append(Claim(3, "pgd", "FGSM", statement, partial(_difference, *rates), 0.0))
+    claims += [] if detectors is None else _of_detectors(detectors)
+    claims += [] if adaptive is None else _of_defences(adaptive)
+    rows = [_judged(claim) for claim in sorted(claims, key=lambda claim: claim.claim)]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "p"])
+    family = (frame.n >= FEWEST) & frame.by_construction.isna() & frame.p.notna()
+    frame["p"] = pd.Series(holm(frame.p[family]), frame.index[family], dtype=float)  # none outside the family
+    sides = np.where(frame.p >= LEVEL, "undecided", np.where(frame.statistic > frame.threshold, "holds", "fails"))
+    frame["verdict_holm"] = np.where(family, sides, frame.verdict)
+    return frame[[*COLUMNS]].astype({"by_construction": object, "n_needed": "Int64", "decides": bool})
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with n in every verdict, such as "undecided (n=24, about 73 would decide)"."""
+    texts = []
+    for row in table.to_dict("records"):
+        said, needed = f"n={row['n']}", row["n_needed"]
+        if row["verdict"] == "undecided" and not pd.isna(needed):
+            said += f", about {float(f'{needed:.2g}'):.0f} would decide"
+        if not pd.isna(row["by_construction"]):
+            said += ", by construction"
+        elif row["verdict_holm"] != row["verdict"]:
+            said += ", undecided with Holm's correction"
+        texts.append(f"{row['verdict']} ({said})")
+    return table.assign(verdict=texts)
+
+
+def overall(rows: pd.DataFrame) -> tuple[str, pd.Series]:
+    """Return one verdict for `rows` of the table together, and the row that decides it.
+
+    The verdict is that of most rows, and "mixed" where some hold and others fail. A failing row decides, else the row
+    of most rows' verdict whose statistic is closest to its threshold.
+    """
+    given = set(rows.verdict)
+    most = str(rows.verdict.mode().iloc[-1])  # of two as frequent the later by name: undecided, holds, fails
+    candidates = rows[rows.verdict == ("fails" if "fails" in given else most)]
+    room = (candidates.statistic - candidates.threshold).abs().fillna(math.inf).to_numpy()
+    return "mixed" if {"holds", "fails"} <= given else most, candidates.iloc[int(room.argmin())]
+
+
+def undecidable(s: Settings) -> list[str]:
+    """Return a line for each part of the claims that a run with the settings `s` leaves open, whatever it measures.
+
+    Images that a model misclassifies and attacks that fail leave fewer images than these lines say.
+    """
+    given = {name: n for name, (_, n) in suite.attacks(s).items()}
+    few: dict[int, list[str]] = {}
+    for name, n in {**given, "benign images": s.region_n, "adaptive attacks": s.adaptive_n}.items():
+        if n < FEWEST:
+            few.setdefault(n, []).append(name)
+    lines = [f"no verdict on {', '.join(names)}: {n} images, {FEWEST} are needed" for n, names in few.items()]
+    if s.boundary_n < FEWEST <= max(given.values()):
+        lines.append(f"no verdict of claims 6 to 8: {s.boundary_n} images are probed, {FEWEST} are needed")
+    perfect = {name: partial(intervals.wilson, given[name], given[name]) for name in OPTMARGINS}
+    low = [name for name, best in perfect.items() if given[name] >= FEWEST and verdict(best(), 0.95) == "undecided"]
+    for name in low:
+        needed = _needed(given[name], p_value(perfect[name], 0.95))
+        lines.append(f"claim 1 cannot hold for {name}: {given[name]} images, {needed} are needed")
+    return lines
+
+
+# One row
+
+
+def _judged(claim: Claim) -> dict[str, Any]:
+    """Return the row of a claim as far as it does not depend on others, with its p."""
+    cases = (claim.known, *claim.unknown)
+    rates = [case(confidence=1 - LEVEL) for case in cases]
+    rate, verdicts = rates[0], [verdict(each, claim.threshold) for each in rates]
+    same = len({each.value > claim.threshold for each in rates}) == 1
+    p = float(np.max([p_value(case, claim.threshold) for case in cases])) if same else 1.0
+    return {
+        "claim": claim.claim,
+        "model": claim.model,
+        "examples": claim.examples,
+        "statement": claim.statement,
+        "statistic": rate.value,
+        "threshold": claim.threshold,
+        "low": rate.low,
+        "high": rate.high,
+        "n": rate.n,
+        "verdict": verdicts[0] if len(set(verdicts)) == 1 else "undecided",
+        "by_construction": claim.by_construction or math.nan,
+        "verdict_if_all_for": verdicts[1 % len(verdicts)],
+        "verdict_if_all_against": verdicts[-1],
+        "n_needed": _needed(rate.n, p),
+        "decides": claim.decides and claim.by_construction is None,
+        "p": p,
+    }
+
+
+def _needed(n: int, p: float) -> int | None:
+    """Return about how many observations would bring `p` down to 5 %: the normal quantile of p grows as sqrt(n)."""
+    if n == 0 or math.isnan(p) or p == 1:
+        return None
+    wanted, seen = (float(stats.norm.isf(each / 2)) for each in (LEVEL, p))
+    return max(FEWEST, math.ceil(n * (wanted / seen) ** 2))
+
+
+# What is claimed
+
+
+def _by_set(images: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+    """Return model -> examples -> one row an image: `point` and `vote` say whether they are right."""
     sets: dict[str, dict[str, pd.DataFrame]] = {}
     for (model, examples), part in images.groupby(["model", "examples"], sort=False):
         frame = part.set_index("index")[["correct", "success", *_NUMBERS]]
         frame[_NUMBERS] = frame[_NUMBERS].astype("Float64").astype(float)
-        for name in ("point", "vote"):  # from here on: is it right?
+        for name in ("point", "vote"):
             frame[name] = (frame[name] == frame.y).astype(float).mask(frame[name].isna())
         frame["correct"] = frame.correct.fillna(False).astype(bool)
         found = frame.correct if examples == BENIGN else frame.success.fillna(False).astype(bool)
         frame["success"] = found & frame.correct  # of benign images: they can be compared with an attack's successes
         sets.setdefault(str(model), {})[str(examples)] = frame
-    claims = [claim for model, of_model in sets.items() for claim in _of_model(model, of_model, pixel_max)]
-    if all("FGSM" in sets.get(model, {}) for model in MODELS):
-        change = intervals.difference_of_rates(*(_success(sets[model]["FGSM"]) for model in MODELS))
-        claims.append((3, "pgd", "FGSM", "FGSM succeeds less often on the PGD-trained model", change, 0.0))
-    for row in [] if detectors is None else detectors.to_dict("records"):
-        if (name := row["tested_on"]) == row["trained_on"]:
-            area = Rate(row["auc"], row["auc_low"], row["auc_high"], min(row["n_benign"], row["n_adversarial"]))
-            statement = f"boundary information separates benign images from {name}"
-            claims.append((8, row["model"], name, statement, area, 0.9))
-    rows = [
-        (*claim, rate.value, threshold, rate.low, rate.high, rate.n, verdict(rate, threshold))
-        for *claim, rate, threshold in sorted(claims, key=itemgetter(0))
-    ]
-    return pd.DataFrame(rows, columns=[*COLUMNS])
+    return sets
 
 
 def _of_model(model: str, sets: Sets, pixel_max: float) -> Iterator[Claim]:
-    """Yield all claims about one model."""
+    """Yield all claims about one model's images."""
     brittle = sets.get("OPTBRITTLE")
     for name in [name for name in OPTMARGINS if name in sets]:
-        yield 1, model, name, f"{name} succeeds on almost every image", _success(sets[name]), 0.95
+        yield Claim(1, model, name, f"{name} succeeds on almost every image", _success(sets[name]), 0.95)
         if brittle is not None:
-            own, least = _both(sets, name, "OPTBRITTLE", "rms")
-            change = intervals.mean(own - least, bounds=(-pixel_max, pixel_max))
-            yield 2, model, name, f"OPTBRITTLE distorts less than {name}", change, 0.0
-        for other in [other for other in ("FGSM", "PGD", "OPTBRITTLE") if other in sets]:
-            drop = intervals.paired_difference_of_rates(*_both(sets, other, name, "vote", counted="correct"))
-            statement = f"the region vote is right less often on {name} than on {other}"
-            yield 5, model, f"{other} - {name}", statement, drop, 0.0
+            change = _change(*_both(sets, name, "OPTBRITTLE", "rms"), most=pixel_max)
+            yield Claim(2, model, name, f"OPTBRITTLE distorts less than {name}", change, 0.0, by_construction=_SUBSET)
+        for other in [other for other in _OTHERS if other in sets]:
+            yield from _evasion(model, sets, name, other, pixel_max)
     if BENIGN in sets:
-        yield 4, model, BENIGN, "the region vote keeps the accuracy on benign images", _gain(sets[BENIGN]), -0.02
+        yield Claim(4, model, BENIGN, "the vote keeps the accuracy on benign images", _gain(sets[BENIGN]), -0.02)
     if brittle is not None:
-        gain, kept = _gain(brittle[brittle.correct]), brittle.vote[brittle.success].dropna()
-        yield 4, model, "OPTBRITTLE", "the region vote restores the accuracy on OPTBRITTLE", gain, 0.5
-        statement = "the hypercube around an OPTBRITTLE example lies mostly with the true class"
-        yield 9, model, "OPTBRITTLE", statement, intervals.wilson(int(kept.sum()), len(kept)), 0.5
-    for name in [name for name in sets if name not in NOT_ATTACKS and BENIGN in sets]:
+        gain = _gain(brittle[brittle.correct])
+        yield Claim(4, model, "OPTBRITTLE", "the vote restores the accuracy on OPTBRITTLE", gain, 0.5)
+    for name in [name for name in sets if name not in NOT_ATTACKS]:
+        kept = sets[name].vote[sets[name].success].dropna()
+        statement = f"the hypercube around {name} examples lies mostly with the true class"
+        yield Claim(9, model, name, statement, partial(intervals.wilson, int(kept.sum()), len(kept)), 0.5)
+        yield from _boundaries(model, sets, name)
+
+
+def _evasion(model: str, sets: Sets, name: str, other: str, pixel_max: float) -> Iterator[Claim]:
+    """Yield claim 5 for one variant of OPTMARGIN and one other attack."""
+    pair = f"{other} - {name}"
+    for counted, whose in (("success", "that both fooled"), ("correct", "attacked")):
+        statement = f"the vote is right less often on {name} than on {other}, over the images {whose}"
+        drop = partial(intervals.paired_difference_of_rates, *_both(sets, other, name, "vote", counted=counted))
+        yield Claim(5, model, pair, statement, drop, 0.0, decides=counted == "success")
+    votes = sets[other].vote[sets[other].correct].dropna()
+    if intervals.wilson(int(votes.sum()), len(votes)).high < 0.1:
+        change = _change(*_both(sets, other, name, "rms"), most=pixel_max)
+        statement = f"{name} distorts less than {other}, which evades the vote as well"
+        yield Claim(5, model, pair, statement, change, 0.0, decides=False)
+
+
+def _boundaries(model: str, sets: Sets, name: str) -> Iterator[Claim]:
+    """Yield claims 6 and 7 for one attack."""
+    reason = _ON_BOUNDARY if name == "OPTBRITTLE" else None
+    if BENIGN in sets:
         own, original = _both(sets, name, BENIGN, "median_distance")
-        rate = intervals.wilson(int((own < original).sum()), len(own))
-        yield 6, model, name, f"boundaries are nearer around {name} than around benign images", rate, 0.5
-        own, original = _both(sets, name, BENIGN, "purity_1")
-        change = intervals.mean(own - original, bounds=(-1.0, 1.0))
-        yield 7, model, name, f"the boundary around {name} is purer than around benign images", change, 0.0
+        known, *unknown = _share(own < original, np.isfinite(own) | np.isfinite(original))
+        statement = f"the median ray is shorter around {name} than around benign images"
+        yield Claim(6, model, name, statement, known, 0.5, tuple(unknown), by_construction=reason)
+        change = _change(*_both(sets, name, BENIGN, "share_below_region_line"))
+        statement = f"more rays end within the vote's expected distance around {name} than around benign images"
+        yield Claim(6, model, name, statement, change, 0.0, by_construction=reason)
+        purities = _both(sets, name, BENIGN, "purity_1")
+        reached = (purities[0] > 0) & (purities[1] > 0)
+        statement = f"the boundary around {name} is purer than around benign images"
+        yield Claim(7, model, name, statement, _change(*(each[reached] for each in purities)), 0.0)
+    purity = sets[name].purity_1[sets[name].success].dropna().to_numpy()
+    known, *unknown = _share(purity > 0.5, purity > 0)
+    statement = f"most rays around {name} lead to one class"
+    yield Claim(7, model, name, statement, known, 0.5, tuple(unknown), by_construction=reason)
+
+
+def _of_detectors(detectors: pd.DataFrame) -> Iterator[Claim]:
+    """Yield claim 8 from the rows of detector.csv."""
+    for row in detectors[np.isclose(detectors.target_fpr, _RATE)].to_dict("records"):
+        model, kind, trained, tested = (row[name] for name in ("model", "detector", "trained_on", "tested_on"))
+        if trained == tested:
+            who = "boundary information" if kind == "network" else f"the baseline {kind}"
+            statement = f"{who} separates benign images from {tested}"
+            yield Claim(8, model, tested, statement, _area(row), 0.9, decides=kind == "network")
+        elif kind == "network" and trained == "all" and tested in (*CONTROLS, "matched"):
+            n, rate = int(row["n_benign"]), row["false_positive_rate"]
+            passed = partial(intervals.wilson, *((0, 0) if math.isnan(rate) else (round((1 - rate) * n), n)))
+            statement = f"the detector lets most images of the control {tested} pass"
+            yield Claim(8, model, tested, statement, passed, 0.5, decides=False)
+            if tested == "matched":
+                statement = "boundary information separates benign images from adversarial ones of like median distance"
+                yield Claim(8, model, tested, statement, _area(row), 0.9, decides=False)
+
+
+def _of_defences(adaptive: pd.DataFrame) -> Iterator[Claim]:
+    """Yield claims 10 and 11 from the rows of adaptive.csv."""
+    best = adaptive[(adaptive.attack == "minimum") & adaptive.budget_rms.notna()]
+    for claim, defence in _ATTACKED.items():
+        asked = best[(best.defence == defence) & (best.fpr.isna() | np.isclose(best.fpr, _RATE))]
+        for row in asked.to_dict("records"):
+            n, rate = int(row["n"]), row["success_rate"]
+            stood = partial(intervals.wilson, *((0, 0) if math.isnan(rate) else (round((1 - rate) * n), n)))
+            statement = f"the {defence} withstands every attack on most images within an RMS of {row['budget_rms']:.3g}"
+            yield Claim(claim, row["model"], "minimum", statement, stood, 0.5)
 
 
 def _both(sets: Sets, a: str, b: str, column: str, *, counted: str = "success") -> list[NDArray[Any]]:
@@ -120,11 +374,44 @@ def _both(sets: Sets, a: str, b: str, column: str, *, counted: str = "success") 
     return [each[common].to_numpy() for each in values]
 
 
-def _success(images: pd.DataFrame) -> Rate:
-    return intervals.wilson(int(images.success.sum()), int(images.correct.sum()))
+def _change(a: NDArray[Any], b: NDArray[Any], *, most: float = 1.0) -> Interval:
+    """Return the mean of `a - b`, which is at most `most` either way."""
+    return partial(intervals.mean, a - b, bounds=(-most, most))
 
 
-def _gain(images: pd.DataFrame) -> Rate:
+def _share(answers: NDArray[Any], known: NDArray[Any]) -> tuple[Interval, Interval, Interval]:
+    """Return the share of the `known` answers that are true; with all others true; with all others false."""
+    true, n = int((answers & known).sum()), len(answers)
+    unknown = n - int(known.sum())
+    counts = (true, n - unknown), (true + unknown, n), (true, n)
+    return tuple(partial(intervals.wilson, *each) for each in counts)  # type: ignore[return-value]
+
+
+def _success(images: pd.DataFrame) -> Interval:
+    return partial(intervals.wilson, int(images.success.sum()), int(images.correct.sum()))
+
+
+def _difference(a: Interval, b: Interval, *, confidence: float) -> Rate:
+    return intervals.difference_of_rates(a(confidence=confidence), b(confidence=confidence))
+
+
+def _gain(images: pd.DataFrame) -> Interval:
     """Return region accuracy minus point accuracy."""
     images = images.dropna(subset=["point", "vote"])
-    return intervals.paired_difference_of_rates(images.vote, images.point)
+    return partial(intervals.paired_difference_of_rates, images.vote, images.point)
+
+
+def _area(row: Mapping[Any, Any]) -> Interval:
+    """Return the area under the ROC curve in a row of detector.csv; see `table` for its interval."""
+    sizes = [int(row[f"n_{name}"]) for name in ("benign", "adversarial")]
+    value, low, high = (row[name] for name in ("auc", "auc_low", "auc_high"))
+    usual = intervals.area(value, *sizes)
+    below = (value - low) / (value - usual.low) if value > usual.low else 1.0
+    above = (high - value) / (usual.high - value) if usual.high > value else 1.0
+
+    def interval(*, confidence: float) -> Rate:
+        rate = intervals.area(value, *sizes, confidence=confidence)
+        ends = value - below * (value - rate.low), value + above * (rate.high - value)
+        return Rate(value, *ends, min(sizes))
+
+    return interval

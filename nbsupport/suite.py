@@ -30,6 +30,7 @@ OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
 _FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
+VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGET_RATES = (0.05, 0.5)  # false-positive rates at which a detector is attacked
 _MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
@@ -516,7 +517,7 @@ def evaded(given: Defended, judged: Judged, rows: Tensor) -> dict[Evasion, Tenso
     """
     y = given.y[rows]
     point, vote = judged.point != y, judged.vote != y
-    found = {("point", math.nan): point, ("vote", math.nan): vote}
+    found = {("point", math.nan): point, VOTE: vote}
     scores = {"detector": judged.score, "detector, secret rays": judged.secret}
     for rate, every in given.thresholds.items():
         threshold = every[rows]
@@ -548,13 +549,27 @@ def transferred(given: Defended, attack: Attack) -> tuple[Tensor, Attack]:
 def tried(
     given: Defended, attacked: Mapping[str, Attack], aware: Mapping[str, Attack]
 ) -> list[tuple[str, bool, Tensor, Attack]]:
-    """Return all attacks on the defences of one model: name, whether it is transferred, for which given images, results.
+    """Return all attacks on one model: the name, whether it is transferred, which given images it had, its results.
 
     `attacked` are those of notebook 3, which know nothing of the defences, `aware` those that do.
     """
     parts = [(name, True, *transferred(given, attack)) for name, attack in attacked.items()]
     every = torch.arange(len(given.index))
     return [part for part in parts if len(part[2])] + [(name, False, every, each) for name, each in aware.items()]
+
+
+def evasion_points(
+    attempts: Sequence[Attempt], attacked: Mapping[str, Attack], aware: Mapping[str, Attack], given: Defended
+) -> list[tuple[str, float | str, Attack, Tensor]]:
+    """Return rows for `tables.evasion` on one model: EOT with parts of the budget; PGD and OPTSTRONG as points."""
+    rows: list[tuple[str, float | str, Attack, Tensor]] = []
+    shares = {"EOT-0.75": 0.75, "EOT": 1.0}
+    for one in [one for one in attempts if VOTE in one.evaded]:
+        if one.attack in shares:
+            rows.append(("EOT, in budgets", shares[one.attack], aware[one.attack], ~one.evaded[VOTE]))
+        elif one.attack in ("PGD", "OPTSTRONG"):
+            rows.append(("published", one.attack, transferred(given, attacked[one.attack])[1], ~one.evaded[VOTE]))
+    return rows
 
 
 def adaptive_warnings(

@@ -192,6 +192,12 @@ def images(first: pd.DataFrame, *others: pd.DataFrame, controls: pd.DataFrame | 
     return _typed(joined.reindex(columns=list(IMAGES)))
 
 
+def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of several frames of images, one below the other; as `images` names and types them."""
+    joined = pd.concat([frame.astype(object) for frame in frames], ignore_index=True)
+    return _typed(joined.reindex(columns=list(IMAGES)).infer_objects())
+
+
 def _typed(images: pd.DataFrame) -> pd.DataFrame:
     """Return `images` with whole numbers and yes/no answers as such, also where some are missing."""
     return images.astype({name: kind for kind, names in _KINDS.items() for name in names if name in images})
@@ -601,13 +607,16 @@ def mimicked(
     radius: float,
     pixel_max: float,
 ) -> pd.DataFrame:
-    """Return the rows of images.csv about the examples "mimic" of one model; `profile` is of the successes alone."""
+    """Return the rows of images.csv about the examples "mimic" of one model.
+
+    `profile` is of the images that succeeded; None where there is none.
+    """
     key, at = (model, "mimic"), attack.success.nonzero().squeeze(1)
     first = attacked({key: attack}, {model: attack.correct}, given.y, pixel_max=pixel_max)
     columns: dict[str, Any] = {"detector_part": given.fold, "detector_score": judged.score}
     columns["detector_threshold"] = given.thresholds[min(given.thresholds)]
     votes, probes = voted({key: vote}, {key: judged.point}, given.y), pd.DataFrame(columns=[*KEY])
-    if len(at):
+    if profile is not None:
         options: dict[str, Any] = {"radius": radius, "num_classes": vote.counts.shape[1], "pixel_max": pixel_max}
         probes = probed({key: profile}, {key: at}, **options)
     frame = images(first, votes, probes, _rows(key, **columns))
@@ -631,6 +640,19 @@ def evasion_cost(
                     rate = share(least <= given.budget * budget * (1 + 1e-4))
                     rows.append((model, defence, fpr, kind, budget, rate.n, *_cells(rate)))
     return pd.DataFrame(rows, columns=[*COST])
+
+
+def overstated(cost: pd.DataFrame) -> pd.DataFrame:
+    """Return where adaptive attacks succeed more often than transferred ones, the intervals not overlapping.
+
+    `cost` is from `evasion_cost`. Columns: model, defence, fpr, budgets, and both rates with their intervals.
+    """
+    key, rates = ["model", "defence", "fpr", "budgets"], [*_with_interval("success_rate")]
+    sides = {kind: cost[cost.attacks == kind][[*key, *rates]] for kind in ("transferred", "adaptive")}
+    both = sides["transferred"].merge(sides["adaptive"], on=key, suffixes=("_t", "_a"))
+    names = {f"success_rate{end}_{kind[0]}": f"{kind}_rate{end}" for kind in sides for end in ("", "_low", "_high")}
+    apart = both.rename(columns=names)
+    return apart[apart.adaptive_rate_low > apart.transferred_rate_high].reset_index(drop=True)
 
 
 def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:

@@ -190,6 +190,18 @@ def test_roc_auc_covers(separation):
     assert enough_covered(sum(rate.low <= true <= rate.high for rate in rates), trials)
 
 
+@pytest.mark.parametrize("scores", [([0.1, 0.4, 0.4], [0.3, 0.4, 0.9]), ([0.0] * 40, [1.0] * 30), ([0.5], [0.2])])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_an_area_has_the_interval_of_its_scores(scores, confidence):
+    expected = intervals.roc_auc(*scores, confidence=confidence)
+    assert intervals.area(expected.value, *map(len, scores), confidence=confidence) == expected
+
+
+@pytest.mark.parametrize("arguments", [(math.nan, 3, 3), (0.5, 0, 3), (0.5, 3, 0)])
+def test_an_area_without_scores_is_nan(arguments):
+    assert math.isnan(intervals.area(*arguments).low)
+
+
 # Cross-validation over images
 
 

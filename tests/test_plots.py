@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
-from nbsupport import intervals, plots
+from nbsupport import claims, intervals, plots
 from nbsupport.boundary import Profile, Slice, Trace
 from nbsupport.plots import schematic, style
 from nbsupport.plots.style import PALETTE
@@ -55,14 +55,32 @@ OFFSETS = np.linspace(-0.5, 0.5, 41)
 PIXELS = torch.eye(36)[[3, 8]].double()
 PLANE = torch.linalg.qr(torch.from_numpy(RNG.normal(size=(36, 2))))[0].T * 6
 REGIONS = np.where(OFFSETS[None, :] + 0 * OFFSETS[:, None] > 0.05, 1, 0)
-CLAIMS = pd.DataFrame(
+
+
+def claim(number: int, model: str, examples: str, statistic: float, verdict: str, n: int = 98, **changes: Any) -> Any:
+    """A row of claims.csv."""
+    row = {"claim": number, "model": model, "examples": examples, "statistic": statistic, "threshold": 0.5, "n": n}
+    row |= {"verdict": verdict, "verdict_holm": verdict, "by_construction": np.nan, "decides": True, **changes}
+    return pd.DataFrame([row], columns=list(claims.COLUMNS))
+
+
+SURE = {"by_construction": "a reason", "decides": False}
+CLAIMS = pd.concat(
     [
-        (1, "normal", "OPTMARGIN", "OPTMARGIN succeeds", 0.99, 0.95, 0.96, 1.0, 98, "holds"),
-        (1, "pgd", "OPTMARGIN", "OPTMARGIN succeeds", 0.8, 0.95, 0.7, 0.9, 97, "fails"),
-        (2, "normal", "OPTBRITTLE", "less distortion", 0.1, 0.0, -np.inf, np.inf, 1, "undecided"),
-        (2, "pgd", "OPTBRITTLE", "less distortion", np.nan, 0.0, np.nan, np.nan, 0, "undecided"),
+        claim(1, "normal", "OPTMARGIN", 0.99, "holds", verdict_holm="undecided"),
+        claim(1, "pgd", "OPTMARGIN", 0.8, "fails", n=97),
+        claim(2, "normal", "OPTMARGIN", 0.25, "holds", **SURE),
+        claim(5, "normal", "FGSM - OPTMARGIN", -0.001, "undecided"),
+        claim(5, "normal", "FGSM - OPTMARGIN", 0.3, "holds", decides=False),
+        claim(5, "pgd", "PGD - OPTMARGIN", np.nan, "undecided", n=0),
+        claim(7, "pgd", "PGD", 0.9, "holds", n=55),
+        claim(7, "pgd", "PGD", 0.2, "fails", n=44),
+        claim(7, "pgd", "OPTBRITTLE", 1.0, "holds", n=40, **SURE),
+        claim(7, "pgd", "OPTBRITTLE", 0.4, "undecided", n=39),
+        claim(8, "normal", "all", 0.95, "holds", n=90),
+        claim(10, "pgd", "minimum", 0.1, "fails", n=9876),
     ],
-    columns=["claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"],
+    ignore_index=True,
 )
 
 
@@ -206,6 +224,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "error_rates": lambda: plots.error_rates(detector_table()),
     "roc": lambda: plots.roc({"FGSM": ([0.1, 0.4, 0.6], [0.5, 0.9]), "PGD": ([0.2], [])}),
     "claims": lambda: plots.claims_overview(CLAIMS),
+    "claims_all": lambda: plots.claims_overview(every_claim()),
+    "claims_one": lambda: plots.claims_overview(CLAIMS[:1]),
     "nothing": lambda: plots.nothing_to_show("no image was left to draw on any of the two models, " * 3),
     "decision_regions": plots.decision_regions,
     "detector_architecture": plots.detector_architecture,
@@ -557,25 +577,45 @@ def test_roc_goes_through_every_threshold() -> None:
     assert f"FGSM: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\nn=4+3" in texts(fig)
 
 
-def test_claims_are_grouped_by_statement_and_coloured_by_verdict() -> None:
-    fig = plots.claims_overview(CLAIMS)
-    assert [ax.get_title(loc="left") for ax in fig.axes] == ["1  OPTMARGIN succeeds", "2  less distortion"]
-    threshold, bar, point, other_bar, _ = fig.axes[0].lines
-    assert list(threshold.get_xdata()) == [0.95, 0.95]
-    assert list(bar.get_xdata()) == [0.96, 1.0]
-    assert list(point.get_xdata()) == [0.99]
-    assert point.get_color() == style.VERDICTS["holds"][0]
-    assert other_bar.get_color() == style.VERDICTS["fails"][0]
-    assert len(fig.axes[1].lines) == 3  # the second row was not measured
-    assert list(fig.axes[1].lines[1].get_xdata()) == list(fig.axes[1].get_xlim())  # an unbounded interval
-    assert [text.get_text() for text in fig.axes[1].texts] == ["n=1", "n=0, not measured"]
+def every_claim() -> pd.DataFrame:
+    names = [name for name in plots.EXAMPLES if name not in ("noise", "errors")]
+    rows = [(number, model, name) for number in claims.CLAIMS for model in ("normal", "pgd") for name in names]
+    frames = [claim(*row, -99.95, "fails", n=10000, verdict_holm="undecided") for row in rows]
+    return pd.concat(frames, ignore_index=True)
 
 
-def test_a_claim_on_several_sets_of_examples_has_one_panel() -> None:
-    several = CLAIMS.assign(claim=1, threshold=0.0, statement=["a beats b", "a beats c", "d beats b", "a beats b"])
-    assert [ax.get_title(loc="left") for ax in plots.claims_overview(several).axes] == ["1  ... beats ..."]
-    unlike = several.assign(statement=["a beats b", "a wins", "a wins", "a wins"])
-    assert [ax.get_title(loc="left") for ax in plots.claims_overview(unlike).axes] == ["1  a beats b; a wins"]
+def test_the_claims_make_a_matrix_of_verdicts() -> None:
+    (ax,) = plots.claims_overview(CLAIMS).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "pgd"] * 6
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    assert columns == ["FGSM", "PGD", "OPTBRITTLE", "OPTMARGIN", "benign, all\nor minimum"]
+    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    lines = {1: 0, 2: 2, 5: 4, 7: 6, 8: 8, 10: 10}  # the first line of each claim: the normal model
+    expected = {
+        ("OPTMARGIN", lines[1]): ("0.99* (98)", style.VERDICTS["holds"]),
+        ("OPTMARGIN", lines[1] + 1): ("0.80 (97)", style.VERDICTS["fails"]),
+        ("OPTMARGIN", lines[2]): ("0.25 (98)", style.blend(style.VERDICTS["holds"], 1.0, 0.6)),  # by construction
+        ("FGSM", lines[5]): ("0.00 (98)", style.VERDICTS["undecided"]),  # the row beside it is not shown
+        ("PGD", lines[5] + 1): ("n=0", style.VERDICTS["undecided"]),
+        ("PGD", lines[7] + 1): ("0.20 (44)", style.VERDICTS["mixed"]),  # another row holds
+        ("OPTBRITTLE", lines[7] + 1): ("0.40 (39)", style.VERDICTS["undecided"]),  # the other is so by construction
+        (columns[-1], lines[8]): ("0.95 (90)", style.VERDICTS["holds"]),
+        (columns[-1], lines[10] + 1): ("0.10 (9.9k)", style.VERDICTS["fails"]),
+    }
+    assert len(ax.patches) == len(expected)
+    for (column, line), (text, colour) in expected.items():
+        place = (columns.index(column), line)
+        assert cells[place] == text
+        (patch,) = [patch for patch in ax.patches if patch.get_window_extent().contains(*ax.transData.transform(place))]
+        assert same_color(patch.get_facecolor(), colour)
+    words = [text.get_text().replace("\n    ", " ") for text in ax.texts if text.get_position()[0] < -0.1]
+    assert words == [f"{number}  {claims.CLAIMS[number]}" for number in lines]
+
+
+def test_all_claims_fit_one_screen() -> None:
+    width, height = plots.claims_overview(every_claim()).get_size_inches()
+    assert width <= 9
+    assert height <= 7.5
 
 
 def test_the_sketch_shows_what_its_titles_say() -> None:

@@ -9,13 +9,14 @@ import struct
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from tiny_notebooks import store_something
 
-from nbsupport import store
+from nbsupport import claims, store
 from nbsupport.runner import report
 from nbsupport.runner.report import Follower, describe, duration
 from nbsupport.store import STAGES, Run, journal
@@ -79,7 +80,8 @@ def test_a_finished_stage_is_not_under_way(run: Run) -> None:
 
 EXAMPLES = ("FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG", "OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 MODELS = ("normal", "pgd")
-CLAIMS = ["claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"]
+NAMES = {"h": "holds", "u": "undecided", "f": "fails"}
+WORDS = list(claims.CLAIMS.items())
 
 
 def store_tables(run: Run, **tables: pd.DataFrame) -> None:
@@ -108,21 +110,24 @@ def main_tables() -> dict[str, pd.DataFrame]:
     return {"attacks": pd.DataFrame(attacks), "region": pd.DataFrame(region), "boundary": pd.DataFrame(boundary)}
 
 
-def rows_of(claim: int, verdicts: dict[str, str], **values: float) -> list[dict[str, object]]:
+def rows_of(claim: int, verdicts: dict[str, str], **values: Any) -> list[dict[str, Any]]:
     """Rows of a claim about `normal`: `verdicts` by examples."""
     common = {"claim": claim, "model": "normal", "statement": "a statement", "statistic": 0.99, "threshold": 0.95}
-    common |= {"low": 0.951, "high": 1.0, "n": 99, **values}
-    return [{**common, "examples": examples, "verdict": verdict} for examples, verdict in verdicts.items()]
+    common |= {"low": 0.951, "high": 1.0, "n": 99, "decides": "by_construction" not in values}
+    rows = [{**common, "examples": examples, "verdict": verdict} for examples, verdict in verdicts.items()]
+    return [{**row, "verdict_holm": row["verdict"], **values} for row in rows]
 
 
-def claim_line(run: Run, rows: list[dict[str, object]]) -> str:
-    store_tables(run, claims=pd.DataFrame(rows, columns=CLAIMS))
+def claim_line(run: Run, rows: list[dict[str, Any]]) -> str:
+    store_tables(run, claims=pd.DataFrame(rows, columns=claims.COLUMNS))
     return report.results(run).splitlines()[1]
 
 
 def test_the_end_of_a_run_fits_a_screen(run: Run) -> None:
-    claims = [row for claim in range(1, 10) for row in rows_of(claim, dict(zip(EXAMPLES, "hhhhuuf", strict=True)))]
-    frame = pd.DataFrame(claims, columns=CLAIMS).replace({"h": "holds", "u": "undecided", "f": "fails"})
+    names = [NAMES[letter] for letter in "hhhhuuf"]
+    rows = [row for claim in claims.CLAIMS for row in rows_of(claim, dict(zip(EXAMPLES, names, strict=True)))]
+    rows += [row for claim in (2, 6, 7) for row in rows_of(claim, {"a": "holds"}, by_construction="a reason")]
+    frame = pd.DataFrame(rows, columns=claims.COLUMNS)
     kinds = ["still falling", "constant at its bound", "stuck pixels", "random beats gradient"]
     warnings = [
         {
@@ -138,9 +143,9 @@ def test_the_end_of_a_run_fits_a_screen(run: Run) -> None:
     ]
     store_tables(run, **main_tables(), claims=frame, warnings=pd.DataFrame(warnings))
     lines = report.results(run).splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 45
     assert max(map(len, lines[:-3])) <= report.WIDTH  # the last three hold paths
-    assert [sum(line.startswith(f"{number} ") for line in lines) for number in range(1, 10)] == [1] * 9
+    assert [sum(line.startswith(f"{number:>2} {words}") for line in lines) for number, words in WORDS] == [1] * 11
     assert lines[-3:] == [
         f"executed notebooks  jupyter lab {run.path('notebooks')}",
         f"tables              {run.path('tables')}",
@@ -197,9 +202,8 @@ def test_a_claim_that_holds_shows_the_closest_row(run: Run) -> None:
     ],
 )
 def test_the_verdict_of_a_claim_and_its_exceptions(run: Run, verdicts: str, overall: str, ending: str) -> None:
-    names = {"h": "holds", "u": "undecided", "f": "fails"}
-    line = claim_line(run, rows_of(4, dict(zip("abcde", map(names.get, verdicts), strict=False))))
-    assert line.startswith("4 vote keeps, restores accuracy")
+    line = claim_line(run, rows_of(4, dict(zip("abcde", map(NAMES.__getitem__, verdicts), strict=False))))
+    assert line.startswith(" 4 vote keeps, restores accuracy")
     assert line.split()[5] == overall
     assert line.endswith(f"normal {ending}")
 
@@ -207,17 +211,34 @@ def test_the_verdict_of_a_claim_and_its_exceptions(run: Run, verdicts: str, over
 def test_a_claim_too_long_for_a_line_goes_on_below(run: Run) -> None:
     rows = rows_of(5, dict.fromkeys("abcd", "undecided") | dict.fromkeys("ef", "holds"))
     rows += rows_of(5, {"OPTBRITTLE - OPTMARGIN-authors": "fails"}, statistic=-0.00432, low=-0.0781, high=0.0702)
-    store_tables(run, claims=pd.DataFrame(rows, columns=CLAIMS))
+    store_tables(run, claims=pd.DataFrame(rows, columns=claims.COLUMNS))
     _, line, more, *_ = report.results(run).splitlines()
     assert len(line) <= report.WIDTH
     assert f"{line} {more.strip()}".endswith("-authors: -.0043 [-.078, .07] < .95, n 99; undecided: 4; holds: 2")
 
 
 def test_a_statistic_that_was_not_measured_is_no_closest_row(run: Run) -> None:
-    rows = rows_of(12, {"a": "undecided"}, statistic=np.nan) + rows_of(12, {"b": "undecided"}, statistic=12.34)
+    rows = rows_of(11, {"a": "undecided"}, statistic=np.nan) + rows_of(11, {"b": "undecided"}, statistic=12.34)
     line = claim_line(run, rows)
-    assert line.startswith("12 a statement ")
+    assert line.startswith("11 vote withstands attackers ")
     assert "normal b: 12 [.95, 1] vs .95" in line
+
+
+def test_rows_so_by_construction_decide_no_line(run: Run) -> None:
+    rows = rows_of(2, {"a": "holds", "b": "holds", "c": "undecided"}, by_construction="a reason")
+    assert claim_line(run, rows).split(maxsplit=5)[-1] == "-         by construction holds: 2, undecided: 1"
+    rows = rows_of(6, {"a": "undecided"}) + rows_of(6, dict.fromkeys("bcd", "holds"), by_construction="a reason")
+    assert claim_line(run, rows).endswith(" undecided normal a: .99 [.95, 1] vs .95, n 99; by construction holds: 3")
+
+
+def test_rows_beside_a_claim_decide_no_line(run: Run) -> None:
+    rows = rows_of(4, {"a": "undecided"}) + rows_of(4, dict.fromkeys("bc", "fails"), decides=False)
+    assert claim_line(run, rows).endswith(" undecided normal a: .99 [.95, 1] vs .95, n 99; beside it fails: 2")
+
+
+def test_verdicts_that_the_correction_takes_back_are_counted(run: Run) -> None:
+    rows = rows_of(4, {"a": "holds"}) + rows_of(4, {"b": "holds"}, verdict_holm="undecided", statistic=1.0)
+    assert claim_line(run, rows).endswith(" holds     normal a: .99 [.95, 1] > .95, n 99; Holm undecided: 1")
 
 
 def test_warnings_are_the_worst_of_their_kind(run: Run) -> None:
@@ -247,10 +268,12 @@ def test_warnings_are_the_worst_of_their_kind(run: Run) -> None:
 @pytest.mark.slow
 def test_the_end_of_a_smoke_run(smoke: Run) -> None:
     *lines, _, _, _ = report.results(smoke).splitlines()
-    assert len(lines) <= 37
+    assert len(lines) <= 42
     assert max(map(len, lines)) <= report.WIDTH
-    numbered = [line for line in lines if line[:1].isdigit() and line[1] == " " and "warnings that" not in line]
-    assert [line[0] for line in numbered] == list("123456789")
+    stored = set(smoke.read_table("claims", report.stored(smoke.dir, ".csv")["claims"]).claim)
+    told = [number for number, words in WORDS for line in lines if line.startswith(f"{number:>2} {words}")]
+    assert told == sorted(stored)
+    assert len(told) >= 9
     assert sum(line.startswith(("normal", "pgd")) for line in lines) >= 16
 
 

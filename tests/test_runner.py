@@ -122,6 +122,12 @@ def test_the_description_marks_parameters_and_tells_what_would_run(folder: Path)
     assert re.search(r"^  01_datasets +complete and verified: reused$", text, re.MULTILINE)
     assert re.search(r"^  02_training +runs again: damaged or missing tables/02_training.csv$", text, re.MULTILINE)
     assert re.search(r"^  03_attacks +runs$", text, re.MULTILINE)
+    assert re.search(r"^claims that stay open\n  no verdict on FGSM, .*: 7 images, 30 are needed$", text, re.MULTILINE)
+
+
+def test_where_every_claim_may_be_decided_nothing_is_said_to_stay_open(folder: Path) -> None:
+    enough = dict.fromkeys(("n", "strong_n", "adam_n", "region_n", "boundary_n", "adaptive_n"), 80)
+    assert "stay open" not in runner.describe(plan(folder, **enough))
 
 
 # Notebooks
@@ -183,7 +189,11 @@ def test_all_stages_run_in_order_and_the_results_are_told(planned: Job, monkeypa
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == list(STAGES)
-    assert lines[0] == f"run folder {planned.run_dir}"
+    assert lines[:3] == [
+        f"run folder {planned.run_dir}",
+        "claims that stay open",
+        "  no verdict on FGSM, PGD, OPTBRITTLE, OPTMARGIN: 7 images, 30 are needed",
+    ]
     titles = [line for line in lines if line.startswith("stage ")]
     assert titles == [f"stage {number}/6 {stage}: What does it ask?" for number, stage in enumerate(STAGES, 1)]
     assert f"python -m nbsupport status {planned.run_dir} --tables" in lines[-1]
@@ -194,7 +204,7 @@ def test_a_complete_run_is_reused(planned: Job, monkeypatch: pytest.MonkeyPatch)
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == []
-    assert lines[1:7] == [
+    assert [line for line in lines if line.startswith("stage ")] == [
         f"stage {number}/6 {stage}: complete and verified, reused" for number, stage in enumerate(STAGES, 1)
     ]
 

@@ -1,7 +1,7 @@
 """Figures of results: accuracy, error rates, ROC, evasion, claims."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,15 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
-from nbsupport import checks, claims, intervals, tables
+from nbsupport import checks, claims, intervals, suite, tables
 from nbsupport.plots import arrays, style
 
 _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (below)": (0.2, 0.4)}  # place, paleness
 _ENDS = ("", "_low", "_high")
+_NO_ATTACK = "benign, all\nor minimum"
 _REGION = ["region_accuracy", "region_low", "region_high"]
-_SHADE = "#e8f1e4"
 
 
 @style.house_style()
@@ -269,65 +268,73 @@ def attack_matrix(table: pd.DataFrame) -> Figure:
 
 @style.house_style()
 def evasion_curves(
-    least: Mapping[str, Mapping[str, arrays.Values]],
+    attempts: Sequence[suite.Attempt],
     *,
-    points: Mapping[str, Mapping[str, tuple[float, intervals.Rate]]] | None = None,
+    images: int,
+    defences: Sequence[str] = ("vote", "detector"),
+    points: Sequence[str] = ("PGD", "OPTSTRONG"),
     pixel_max: float = 1.0,
-    title: str = "",
 ) -> Figure:
-    """Return what share of the images each defence still holds at every RMS, a panel for each defence.
+    """Return what share of the images each defence holds at every RMS, transferred and adaptive attacks apart.
 
     Parameters
     ----------
-    least
-        Defence -> kind of attack -> (N,) RMS of the nearest version of each image that evaded it, [0, 1] units, inf
-        where none did.
+    attempts
+        The attacks on one model.
+    images
+        How many images they were given.
+    defences
+        Those shown, a panel for each threshold of their detector.
     points
-        Defence -> name of an attack -> its mean RMS and the share of the images that the defence holds against it.
+        Attacks that also stand as stars, at their mean RMS, with the share that the defence holds against them.
     pixel_max
         The axis is in units of [0, pixel_max].
-    title
-        Above all panels.
 
     Raises
     ------
     ValueError
-        For no defence, or values of another shape.
+        Where no defence was attacked.
     """
-    arrays.not_empty(least, name="least")
-    fig = style.panels(least, 3.9, sharex=True, sharey=True)
-    for ax, (defence, kinds) in zip(fig.axes, least.items(), strict=True):
-        for i, (kind, values) in enumerate(kinds.items()):
-            rms = np.sort(arrays.floats(values, name=f"{kind} of {defence}", shape=("N",))) * pixel_max
-            finite = rms[np.isfinite(rms)]
-            rates = [intervals.wilson(len(rms) - k, len(rms)) for k in range(len(finite) + 1)]
-            at = np.concatenate([[0.0], finite])
-            held, *ends = arrays.spread(rates)
-            ax.step(at, held, where="post", color=style.PALETTE[i], label=f"{kind}, n={len(rms)}")
-            ax.fill_between(at, ends[0], ends[1], step="post", color=style.PALETTE[i], alpha=0.15, linewidth=0)
-        for name, (place, rate) in (points or {}).get(defence, {}).items():
-            look: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none"}
+    least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in defences}
+    if not least:
+        raise ValueError(f"expected an attack on one of {', '.join(defences)}, got none; pass attempts on one model")
+    fig = style.panels(map(_defence, least), 4.0, sharex=True, sharey=True)
+    for ax, (key, kinds) in zip(fig.axes, least.items(), strict=True):
+        for colour, kind in zip(style.PALETTE, [kind for kind in kinds if kind != "all"], strict=False):
+            rms = np.sort(pixel_max * kinds[kind].double().numpy())
+            at = np.concatenate([[0.0], rms[np.isfinite(rms)]])
+            held, low, high = arrays.spread([intervals.wilson(images - k, images) for k in range(len(at))])
+            ax.step(at, held, where="post", color=colour, label=kind)
+            ax.fill_between(at, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+        for one in [one for one in attempts if one.attack in points and key in one.evaded]:
+            rate, colour = tables.share(~one.evaded[key]), style.examples_colour(one.attack)
             error = style.whiskers([rate.value], [rate.low], [rate.high])
-            ax.errorbar([place * pixel_max], [rate.value], error, label=name, color=style.examples_colour(name), **look)
+            look: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none", "color": colour}
+            ax.errorbar([pixel_max * float(one.rms.mean())], [rate.value], error, label=one.attack, **look)
         ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")
         ax.yaxis.set_major_formatter("{x:.0%}")
     fig.axes[0].set_ylabel("images that the defence holds")
-    handles = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return style.headline(fig, title + ("; " if title else "") + "bands: Wilson 95 % intervals")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return style.headline(fig, f"The nearest version of each of {images} images that evades; bands: 95 % intervals")
+
+
+def _defence(key: suite.Evasion) -> str:
+    defence, rate = key
+    return defence if np.isnan(rate) else f"{defence}, {100 * rate:g} % false alarms"
 
 
 @style.house_style()
 def claims_overview(table: pd.DataFrame) -> Figure:
-    """Return every claim's statistic with its 95 % interval: a panel for each threshold, a row for model and examples.
+    """Return the verdicts as a matrix: a row for each claim, cut by model, and a column for each attack.
 
-    Above a panel stand the words that its statements share; their differing words are the examples, at each row.
+    A cell has the statistic, the n and the colour of the row that decides it (`claims.overall`), "mixed" where another
+    row holds. Claim 5 stands at the attack that OPTMARGIN is compared with. The last column is about benign images
+    (claim 4), all attacks together (8) or the best attack for each image (10, 11).
 
     Parameters
     ----------
     table
-        Rows of claims.csv: claim, model, examples, statement, statistic, threshold, low, high, n, verdict
-        (holds, fails or undecided); a statistic that is not a number was not measured.
+        Rows of claims.csv; those that stand beside a claim are not drawn.
 
     Raises
     ------
@@ -337,20 +344,26 @@ def claims_overview(table: pd.DataFrame) -> Figure:
     arrays.columns(table, claims.COLUMNS, name="the claims table")
     for verdict in table["verdict"].dropna():
         checks.choice(verdict, style.VERDICTS, name="verdict")
-    parts = [part for _, part in table.groupby(["claim", "threshold"], sort=False)]
-    titles = [textwrap.fill(f"{part['claim'].iloc[0]}  {_shared(part['statement'])}", 105) for part in parts]
-    heights = [0.22 * len(part) + 0.12 for part in parts]
-    fig = style.figure(sum(heights) + sum(0.17 * (title.count("\n") + 1) + 0.36 for title in titles) + 0.9)
-    axes = fig.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, part, title in zip(axes, parts, titles, strict=True):
-        _statement(ax, part)
-        ax.set_title(title, loc="left", fontsize=9.5)
-    handles: list[Line2D | Patch] = [Patch(facecolor=_SHADE, edgecolor="0.7", label="the claimed side")]
-    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="threshold"))
-    for verdict, (colour, marker) in style.VERDICTS.items():
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=verdict))
-    fig.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    return style.headline(fig, "The talk's claims against what was measured here: statistic with 95 % interval")
+    table = table[table["decides"] | table["by_construction"].notna()]
+    column = table["examples"].str.split(" - ").str[0].replace(dict.fromkeys(("benign", "all", "minimum"), _NO_ATTACK))
+    names, models = style.in_order(column.unique()), list(table["model"].unique())
+    numbers = sorted(table["claim"].unique())
+    fig = style.figure(1.4 + 0.26 * len(models) * len(numbers))
+    ax = fig.subplots()
+    for (claim, model, name), rows in table.groupby(["claim", "model", column]):
+        _verdict(ax, (names.index(str(name)), len(models) * numbers.index(claim) + models.index(model)), rows)
+    style.rows(ax, models * len(numbers))
+    for i, number in enumerate(numbers):
+        words = textwrap.fill(f"{number}  {claims.CLAIMS.get(number, '')}", 18, subsequent_indent="    ")
+        ax.text(-0.28, len(models) * (i + 0.5) - 0.5, words, transform=ax.get_yaxis_transform(), va="center")
+        ax.axhline(len(models) * (i + 1) - 0.5, color="0.6", linewidth=0.8)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_xticks(range(len(names)), [name.replace("-", "\n-") for name in names])
+    ax.tick_params(labeltop=True, labelbottom=False)
+    ax.grid(False)
+    handles = [Patch(facecolor=colour, label=verdict) for verdict, colour in style.VERDICTS.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return style.headline(fig, "Statistic (n). Pale: by construction. *: undecided with Holm's correction")
 
 
 def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
@@ -359,30 +372,15 @@ def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
     ax.errorbar(at, rates[0], yerr=style.whiskers(*rates), capsize=2.5, elinewidth=0.9, **look)
 
 
-def _shared(statements: Iterable[str]) -> str:
-    """Return `statements` as one, with an ellipsis for words that differ; all of them where they differ in length."""
-    words = [statement.split() for statement in dict.fromkeys(statements)]
-    if len({len(each) for each in words}) > 1:
-        return "; ".join(map(" ".join, words))
-    return " ".join(column[0] if len(set(column)) == 1 else "..." for column in zip(*words, strict=True))
-
-
-def _statement(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw the rows of one threshold; an interval that is not bounded runs to the edge of the panel."""
-    threshold = float(part["threshold"].iloc[0])
-    bounds = part[["statistic", "low", "high"]].to_numpy(float)
-    known = np.append(bounds[np.isfinite(bounds)], threshold)
-    room = max(0.08 * (known.max() - known.min()), 0.02 * max(1.0, abs(threshold)), 1e-9)
-    left, right = known.min() - room, known.max() + room
-    ax.axvspan(threshold, right, color=_SHADE, zorder=0)
-    ax.axvline(threshold, color="black", linestyle="--", linewidth=1.2, zorder=1)
-    for i, (n, verdict, (value, low, high)) in enumerate(zip(part["n"], part["verdict"], bounds, strict=True)):
-        text = f"n={n:.0f}" if np.isfinite(value) else f"n={n:.0f}, not measured"
-        ax.text(1.01, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
-        if np.isfinite(value):
-            colour, marker = style.VERDICTS.get(verdict, ("0.6", "o"))
-            ends = np.clip([low, high], left, right)
-            ax.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
-            ax.plot(value, i, marker=marker, color=colour, markersize=6, zorder=3)
-    style.rows(ax, list(part["model"] + ", " + part["examples"]))
-    ax.set_xlim(left, right)
+def _verdict(ax: Axes, place: tuple[int, int], rows: pd.DataFrame) -> None:
+    """Draw the cell of `rows` at `place`: column, line."""
+    deciding = rows[rows["decides"]]
+    verdict, row = claims.overall(deciding if len(deciding) else rows)
+    verdict = verdict if verdict == "mixed" else row["verdict"]
+    colour = style.blend(style.VERDICTS[verdict], 1.0, 0.0 if len(deciding) else 0.6)
+    ax.add_patch(Rectangle((place[0] - 0.47, place[1] - 0.43), 0.94, 0.86, color=colour))
+    n = f"{row['n']}" if row["n"] < 1000 else f"{row['n'] / 1000:.2g}k"
+    mark = "*" * (row["verdict_holm"] != row["verdict"])
+    text = f"{row['statistic']:z.2f}{mark} ({n})" if np.isfinite(row["statistic"]) else f"n={n}"
+    dark = len(deciding) > 0 and verdict in ("holds", "fails")
+    ax.text(*place, text, ha="center", va="center", color="white" if dark else "black", fontsize=9.5)

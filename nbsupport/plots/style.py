@@ -40,7 +40,7 @@ EXAMPLES = {
     "all": DARK,
     "mimic": TEAL,
 }
-VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILLION, "X"), "undecided": (GREY, "D")}
+VERDICTS = {"holds": BLUE, "fails": VERMILLION, "undecided": "#cacaca", "mixed": YELLOW}
 
 
 class Picture(Figure):

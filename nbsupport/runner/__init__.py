@@ -108,12 +108,21 @@ def _require_sources(s: presets.Settings) -> None:
 
 
 def describe(job: Job) -> str:
-    """Return the settings of `job`, those that differ from the preset marked, and what each stage would do."""
+    """Return the settings of `job`, what each stage would do, and which claims stay open; values from -p are marked."""
     given, marks = asdict(job.settings), dict.fromkeys(manifest.overrides(job.settings), "    (-p)")
     run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
     settings = [f"  {name:<22}{value}{marks.get(name, '')}" for name, value in given.items()]
     stages = [f"  {stage:<26}{_intent(run.state(stage)) if run else 'runs'}" for stage in STAGES]
-    return "\n".join([f"run folder  {job.run_dir}", "settings", *settings, "stages", *stages])
+    lines = [f"run folder  {job.run_dir}", "settings", *settings, "stages", *stages, *_undecidable(job.settings)]
+    return "\n".join(lines)
+
+
+def _undecidable(settings: presets.Settings) -> list[str]:
+    """Return lines on the claims that a run with these settings leaves open, whatever it measures."""
+    from nbsupport import claims  # which loads torch
+
+    found = claims.undecidable(settings)
+    return ["claims that stay open", *(f"  {line}" for line in found)] if found else []
 
 
 def _intent(state: store.StageState) -> str:
@@ -125,13 +134,14 @@ def _intent(state: store.StageState) -> str:
 
 
 def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None) -> None:
-    """Run the stages of `job` that are not complete, and print the results.
+    """Run the stages of `job` that are not complete, and print the results; first, which claims will stay open.
 
     With `execute`, that is called for each stage to run it elsewhere, and takes the lock of the folder there.
     Raises StageFailed, and store.RunInUse where another process runs in the folder.
     """
     opened = job.open()
-    echo(f"run folder {job.run_dir}")
+    for line in (f"run folder {job.run_dir}", *_undecidable(job.settings)):
+        echo(line)
     with opened.lock() if execute is None else contextlib.nullcontext():
         for number, stage in enumerate(STAGES, 1):
             title = f"stage {number}/{len(STAGES)} {stage}: "

@@ -29,17 +29,6 @@ MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made
 LEGEND = """\
 n: images attacked: right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS and
 distance to the boundary, in the data's pixel units. The vote: region classification. Empty: not measured."""
-CLAIMS = {
-    1: "OPTMARGIN's success is high",
-    2: "OPTBRITTLE's RMS is smaller",
-    3: "PGD training hinders FGSM",
-    4: "vote keeps, restores accuracy",
-    5: "vote fails most on OPTMARGIN",
-    6: "boundaries nearer than benign",
-    7: "boundaries purer than benign",
-    8: "detector's AUC is high",
-    9: "vote mostly undoes OPTBRITTLE",
-}
 _LINES = {  # of the events that are told at once, also on a terminal
     "warning": "  warning: {message}",
     "damaged": "  damaged, computed again: {path} ({why})",
@@ -175,7 +164,7 @@ class Follower:
 def results(run: Run) -> str:
     """Return the end of a run: the attacks, a line for each claim, the worst warnings, and where to look next.
 
-    Of the attacks and models of the notebooks it makes about 40 lines, of at most 120 columns each but for paths.
+    Of the attacks and models of the notebooks it makes about 45 lines, of at most 120 columns each but for paths.
     """
     told = {"claims": _claims, "warnings": _warnings}
     kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}
@@ -270,27 +259,38 @@ def _percent(rows: pd.DataFrame, *names: str) -> list[str]:
 
 
 def _claims(frame: Any) -> list[str]:
-    """Return a line for each claim: the verdict of most rows, the row that decides it, and how many rows differ.
+    """Return a line for each claim: its verdict, the row that decides it, and how many rows differ.
 
-    It is mixed where some rows hold and others fail. A failing row decides, else the one of most rows' verdict whose
-    figure is closest to its threshold.
+    Rows that are true by construction, and rows beside the claim, are only counted.
     """
-    lines = [f"  {'claim':<30}verdict   the row that decides: value [95 % interval] > what is claimed, n; other rows"]
-    for number, rows in frame.groupby("claim"):
-        given = set(rows.verdict)
-        most = rows.verdict.mode().iloc[-1]  # of two as frequent the later by name: undecided, holds, fails
-        verdict = "mixed" if {"holds", "fails"} <= given else most
-        candidates = rows[rows.verdict == ("fails" if "fails" in given else most)]
-        row = rows.loc[(candidates.statistic - candidates.threshold).abs().fillna(math.inf).idxmin()]
-        numbers = row[["statistic", "low", "high", "threshold"]]
-        figure, low, high, threshold = (f"{number:.2g}".replace("0.", ".") for number in numbers)
-        sign = {"holds": ">", "fails": "<"}.get(row.verdict, "vs")
-        line = f"{number} {CLAIMS.get(number, row.statement):<30}{verdict:<10}"
-        line += f"{row.model} {row.examples}: {figure} [{low}, {high}] {sign} {threshold}, n {row.n}"
-        differing = rows.drop(row.name).query("verdict != @verdict").verdict.value_counts()
-        line += "".join(f"; {other}: {count}" for other, count in differing.items())
-        lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 42))
+    from nbsupport import claims  # which loads torch
+
+    lines = [f"   {'claim':<30}verdict   the row that decides: value [95 % interval] > what is claimed, n; other rows"]
+    for number, of_claim in frame.groupby("claim"):
+        rows, others = of_claim[of_claim.decides], of_claim[~of_claim.decides]
+        verdict, texts = "-", []
+        if len(rows):
+            verdict, row = claims.overall(rows)
+            texts = [_figures(row), *_counts(rows.drop(row.name).query("verdict != @verdict"))]
+            corrected = int((rows.verdict_holm != rows.verdict).sum())
+            texts += [f"Holm undecided: {corrected}"] * (corrected > 0)
+        known = others.by_construction.notna()
+        for name, part in (("by construction", others[known]), ("beside it", others[~known])):
+            texts += [f"{name} {', '.join(_counts(part))}"] * (len(part) > 0)
+        line = f"{number:>2} {claims.CLAIMS[number]:<30}{verdict:<10}{'; '.join(texts)}"
+        lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 43))
     return lines
+
+
+def _figures(row: Any) -> str:
+    numbers = row[["statistic", "low", "high", "threshold"]]
+    figure, low, high, threshold = (f"{number:.2g}".replace("0.", ".") for number in numbers)
+    sign = {"holds": ">", "fails": "<"}.get(row.verdict, "vs")
+    return f"{row.model} {row.examples}: {figure} [{low}, {high}] {sign} {threshold}, n {row.n}"
+
+
+def _counts(rows: Any) -> list[str]:
+    return [f"{verdict}: {count}" for verdict, count in rows.verdict.value_counts().items()]
 
 
 def _warnings(frame: Any) -> list[str]:
