@@ -86,7 +86,7 @@ def cuda() -> torch.device:
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> runner.Job:
-    """The job of one smoke run of all six notebooks on `digits`, which is done."""
+    """The job of one smoke run of all notebooks on `digits`, which is done."""
     planned = runner.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # twice as fast where other processes compute as well
