@@ -265,7 +265,7 @@ class TestWarnings:
 def test_every_attack_of_a_run_keeps_its_budget_and_passes(half: HalfSpace, given: Defended) -> None:
     attempts = suite.adaptive_attacks(S, given)
     assert list(attempts) == ["EOT-least", "EOT", "EOT-0.75", "views-hypercube", "views-large", "views-rays", "mimic"]
-    for name, (attack, each) in attempts.items():
+    for attack, each in attempts.values():
         views = attack.keywords.get("offsets", ())
         options = {} if len(views) else {**each, "generator": seeded()}
         found = attack(half, given.x, given.y, **options)
