@@ -1,8 +1,9 @@
 """The classifier of boundary information: it tells adversarial from benign images by their rays."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -20,6 +21,7 @@ from nbsupport.runtime import full_float32, repeatable, sent
 
 FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
+_FEW = 512  # rays of which one thread trains as fast as several
 _ROWS = 1024  # profiles scored, or made into inputs, at once
 _NUMBERS = {"num_classes": torch.int64, "rays": torch.int64}  # what is stored beside the weights and the history
 _NUMBERS |= {**dict.fromkeys(("unreached", "shift", "scale"), torch.float64), "sees_purity": torch.bool}
@@ -67,8 +69,8 @@ def stacked_logits(
     """Return the logits (G, N, 2) of G networks at once, each on its own distances (G, N, K) and purities (G, N, 3).
 
     `weights` are the parameters of `BoundaryNet` by name, of all networks one below the other. Dropout is `noise`: so
-    it has a generator in training, and evaluation has none. Five networks side by side train
-    twice as fast as one by one.
+    it has a generator in training, and evaluation has none. Five networks side by side train twice as fast as one by
+    one.
     """
     h = noise(F.relu(_convolved(distances[..., None], weights, "conv1")))  # (G, N, 391, 8) on MNIST
     h = noise(F.relu(_convolved(h, weights, "conv2")))  # (G, N, 96, 16)
@@ -144,11 +146,7 @@ class Detector:
             If the profile has another number of rays than those in training, or a distance is NaN.
         """
         _check(profile, name="profile")
-        if profile.distance.shape[1] != self.rays:
-            raise ValueError(
-                f"expected profiles of {self.rays} rays, as in training, got {profile.distance.shape[1]}; "
-                "probe along the same directions"
-            )
+        same_rays(profile, self.rays)
         purities = purity(profile, num_classes=self.num_classes, top=PURITIES)
         parts = zip(profile.distance.split(_ROWS), purities.split(_ROWS), strict=True)
         with repeatable(), full_float32():
@@ -257,14 +255,9 @@ def fit(
     ----------
     .. [1] He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018, and its released code.
     """
-    settings: dict[str, Any] = {
-        "num_classes": num_classes,
-        "unreached": unreached,
-        "epochs": epochs,
-        "steps": steps,
-        "pairs": pairs,
-    }
-    settings |= {"lr": lr, "shift": shift, "scale": scale, "sees_purity": sees_purity, "progress": progress}
+    settings: dict[str, Any] = {"num_classes": num_classes, "epochs": epochs, "steps": steps, "pairs": pairs, "lr": lr}
+    settings |= {"unreached": unreached, "shift": shift, "scale": scale}
+    settings |= {"sees_purity": sees_purity, "progress": progress}
     return _fitted(benign, adversarial, [(slice(None), slice(None))], [generator], **settings)[0]
 
 
@@ -361,16 +354,8 @@ def _fitted(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Detector]:
     """Return a detector for each of `parts`, its rows on the benign and on the adversarial side; see `fit`."""
-    for name, profile in (("benign", benign), ("adversarial", adversarial)):
-        _check(profile, name=name)
-        if len(profile) == 0:
-            raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
+    comparable(benign, adversarial)
     rays = benign.distance.shape[1]
-    if adversarial.distance.shape[1] != rays:
-        raise ValueError(
-            f"expected as many rays on both sides, got {rays} benign and {adversarial.distance.shape[1]} adversarial; "
-            "probe both along the same directions"
-        )
     checks.count(num_classes, name="num_classes", low=2)
     checks.count(pairs, name="pairs")
     checks.number(unreached, name="unreached")
@@ -416,7 +401,7 @@ def _fitted(
             network = networks[k].to(device).requires_grad_(False)
             network.load_state_dict({name: weight[k] for name, weight in weights.items()})
             settings = (num_classes, rays, unreached, shift, scale)
-            detectors[which] = Detector(network, *settings, losses[:, k].cpu(), sees_purity)
+            detectors[which] = Detector(network, *settings, losses[:, k].cpu().contiguous(), sees_purity)
     return [detectors[which] for which in range(len(parts))]
 
 
@@ -443,7 +428,7 @@ def _trained(
     labels = torch.arange(2, device=distances.device).repeat_interleave(rows // 2).repeat(nets)
     losses = torch.empty(steps, nets, device=distances.device)
     noise = partial(dropout, generators=generators)
-    with torch.enable_grad(), repeatable(), full_float32():
+    with torch.enable_grad(), repeatable(), full_float32(), _threads(distances.shape[1]):
         for step in range(steps):
             batch = visits[step]
             logits = stacked_logits(weights, distances[batch], purities[batch], noise)
@@ -456,12 +441,49 @@ def _trained(
     return {name: weight.detach() for name, weight in weights.items()}, losses
 
 
+@contextlib.contextmanager
+def _threads(rays: int) -> Iterator[None]:
+    """Compute with one thread where there are few rays: more of them mostly wait for each other.
+
+    On two cores that others use as well, a step with two threads took eight times as long, of 128 rays.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if rays <= _FEW else before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _visits(benign: Tensor, adversarial: Tensor, steps: int, size: int, generator: torch.Generator | None) -> Tensor:
     """Return the batches (steps, 2 * size): rows out of `benign` first, of pairs the same ones on both sides."""
     order = orders(len(benign), steps, size, generator)
     paired = len(benign) == len(adversarial)
     other = order if paired else orders(len(adversarial), steps, size, generator)
     return torch.cat((benign[order.to(benign.device)], adversarial[other.to(benign.device)]), 1)
+
+
+def comparable(benign: Profile, adversarial: Profile) -> None:
+    """Raise ValueError unless both sides hold profiles, of equally many rays and without NaN."""
+    for name, profile in (("benign", benign), ("adversarial", adversarial)):
+        _check(profile, name=name)
+        if len(profile) == 0:
+            raise ValueError(f"expected at least one {name} profile, got none; give the attack more images")
+    rays = benign.distance.shape[1]
+    if adversarial.distance.shape[1] != rays:
+        raise ValueError(
+            f"expected as many rays on both sides, got {rays} benign and {adversarial.distance.shape[1]} adversarial; "
+            "probe both along the same directions"
+        )
+
+
+def same_rays(profile: Profile, rays: int) -> None:
+    """Raise ValueError unless `profile` has as many rays as those in training."""
+    if profile.distance.shape[1] != rays:
+        raise ValueError(
+            f"expected profiles of {rays} rays, as in training, got {profile.distance.shape[1]}; "
+            "probe along the same directions"
+        )
 
 
 def _check(profile: Profile, *, name: str) -> None:

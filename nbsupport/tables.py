@@ -146,7 +146,7 @@ def controls(versions: Mapping[Keys, tuple[Tensor, Tensor]], images: ImageSet) -
             rms = images.pixel_max * (x - images.x[at]).double().square().flatten(1).mean(1).sqrt()
             kept = np.full(len(at), name != "errors")
             parts.append(_rows((model, name), at, y=images.y[at], correct=kept, success=pd.NA, rms=rms))
-    return _typed(pd.concat(parts, ignore_index=True))
+    return _typed(pd.concat(parts[1:] or parts, ignore_index=True))
 
 
 def scored(scores: pd.DataFrame, thresholds: pd.DataFrame) -> pd.DataFrame:

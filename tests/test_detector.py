@@ -403,6 +403,19 @@ def test_without_a_length_it_trains_as_long_as_on_mnist():
     assert inspect.signature(detector.fit).parameters["lr"].default == 1e-3
 
 
+def test_few_rays_are_trained_by_one_thread_which_is_undone():
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for rays in (40, 600):
+            sides = profiles(4, rays=rays), profiles(4, rays=rays, reach=1.0)
+            fit(*sides, steps=1, progress=lambda *told: seen.append(torch.get_num_threads()))
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]
+
+
 def test_training_works_where_gradients_are_off():
     with torch.no_grad():
         trained = fit()

@@ -223,8 +223,8 @@ def test_more_versions_of_an_image_do_not_narrow_the_interval():
         intervals.share_of_clusters([True], [1, 2])
 
 
-def tested(images=60, folds=5, versions=1, shift=1.0, seed=0, seeds=1):
-    """Scores of benign images and `versions` adversarial ones of each, all versions of an image sharing half their luck."""
+def crossed(images=60, folds=5, versions=1, shift=1.0, seed=0, seeds=1):
+    """Scores of benign images and `versions` adversarial ones of each, which share half of their luck."""
     generator = np.random.default_rng(seed)
     luck = generator.normal(size=images)
     index = np.tile(np.arange(images), 1 + versions)
@@ -247,7 +247,7 @@ def slow_area(one):
 
 @pytest.mark.parametrize("options", [{}, {"versions": 4}, {"seeds": 3, "versions": 2}, {"images": 7, "folds": 3}])
 def test_the_area_over_folds_is_that_of_a_slow_loop(options):
-    one = tested(**options)
+    one = crossed(**options)
     one = dataclasses.replace(one, scores=one.scores.round(1))  # some are equal
     area = intervals.roc_auc_of_folds(one, resamples=20)
     assert area.value == pytest.approx(slow_area(one), abs=1e-12)
@@ -256,7 +256,7 @@ def test_the_area_over_folds_is_that_of_a_slow_loop(options):
 
 
 def test_a_fold_of_one_kind_is_left_out():
-    one = tested(images=40, folds=4)
+    one = crossed(images=40, folds=4)
     keep = ~((one.folds == 2) & one.adversarial)
     cut = intervals.Folds(one.scores[:, keep], one.adversarial[keep], one.folds[keep], one.images[keep])
     assert intervals.roc_auc_of_folds(cut, resamples=20).value == pytest.approx(slow_area(cut), abs=1e-12)
@@ -269,18 +269,18 @@ def test_a_fold_of_one_kind_is_left_out():
 def test_the_interval_of_the_area_covers_where_versions_share_an_image():
     # Two normal scores whose means differ by 1 are ordered rightly with probability Phi(1 / sqrt(2)).
     true, trials = stats.norm.cdf(1 / np.sqrt(2)), 150
-    rates = [intervals.roc_auc_of_folds(tested(versions=5, seed=seed), resamples=200) for seed in range(trials)]
+    rates = [intervals.roc_auc_of_folds(crossed(versions=5, seed=seed), resamples=200) for seed in range(trials)]
     assert enough_covered(sum(rate.low <= true <= rate.high for rate in rates), trials)
 
 
 def test_an_area_of_one_keeps_a_width_that_depends_on_images_and_not_on_versions():
-    few, many = (intervals.roc_auc_of_folds(tested(versions=versions, shift=100.0)) for versions in (1, 9))
+    few, many = (intervals.roc_auc_of_folds(crossed(versions=versions, shift=100.0)) for versions in (1, 9))
     assert few.value == many.value == few.high == 1.0
     assert few.low == many.low == pytest.approx(intervals.roc_auc(np.zeros(60), np.ones(60)).low)
 
 
 def test_the_difference_of_two_areas():
-    good, bad = tested(shift=1.5, versions=2), tested(shift=0.2, versions=2)
+    good, bad = crossed(shift=1.5, versions=2), crossed(shift=0.2, versions=2)
     found = intervals.difference_of_roc_auc(good, bad)
     assert found.value == pytest.approx(slow_area(good) - slow_area(bad))
     assert 0 < found.low < found.value < found.high
@@ -289,7 +289,7 @@ def test_the_difference_of_two_areas():
 
 @pytest.mark.parametrize("options", [{}, {"seeds": 2, "versions": 3}])
 def test_the_mean_roc_curve_has_the_mean_area(options):
-    one, at = tested(**options), np.linspace(0, 1, 4001)
+    one, at = crossed(**options), np.linspace(0, 1, 4001)
     mean, low, high = intervals.roc_of_folds(one, at, resamples=50)
     assert np.trapezoid(mean, at) == pytest.approx(slow_area(one), abs=2e-3)
     assert (np.diff(mean) >= 0).all()

@@ -298,22 +298,30 @@ class TestImages:
             for name in ("reached_share", "purity_1", "purity_2", "purity_3"):
                 assert row[name] == pytest.approx(part[name].mean())
 
-    def test_every_probed_image_of_a_detector_has_a_score(self, smoke: Run, images: pd.DataFrame) -> None:
+    def test_every_probed_image_has_a_score_by_the_detector_that_held_it_out(
+        self, smoke: Run, images: pd.DataFrame
+    ) -> None:
         probed = images[images.reached_share.notna()]
-        judged = {(model, name) for model, name in smoke.load_all("detector")}
-        named = probed.examples.replace("benign", "all")
-        expected = [key in judged for key in zip(probed.model, named, strict=True)]
-        assert probed.detector_score.notna().tolist() == expected
-        assert probed.detector_score.dropna().between(0, 1).all()
-        part = suite.training_part(smoke.settings)
-        scored = probed[probed.detector_score.notna()]
-        assert (scored.detector_part == np.where(part.numpy()[scored["index"]], "training", "test")).all()
+        judges, s = smoke.load_all("detector"), smoke.settings
+        profiles = smoke.load_all("boundary")
+        assert probed.detector_score.notna().equals(pd.Series(True, index=probed.index))
+        for (model, name), part in probed.groupby(["model", "examples"]):
+            at = smoke.inputs(f"boundary/{model}/{name}")["index"].tolist()
+            for row in part.itertuples():
+                assert row.detector_part == suite.folds(s, torch.tensor([row.index]))[0]
+                trained_on = name if (model, suite.judge(name, 0)) in judges else "all"
+                judge = judges[model, suite.judge(trained_on, row.detector_part)]
+                score = judge.score(profiles[model, name].take(torch.tensor([at.index(row.index)])))
+                assert row.detector_score == pytest.approx(float(score), abs=1e-6)
 
     def test_what_is_known_of_an_image_agrees(self, images: pd.DataFrame) -> None:
         benign = images[images.examples == "benign"]
         assert (benign.correct == (benign.point == benign.y)).all()
         assert benign.success.isna().all()
-        adversarial = images[images.examples != "benign"]
+        controls = images[images.examples.isin(suite.CONTROLS)]
+        assert (controls.correct == (controls.examples == "noise")).all()
+        assert controls.success.isna().all()
+        adversarial = images[~images.examples.isin(("benign", *suite.CONTROLS))]
         success = adversarial.success.astype(bool)
         assert not success[~adversarial.correct].any()
         assert (adversarial.point[success] != adversarial.y[success]).all()

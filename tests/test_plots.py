@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,16 +95,23 @@ def region_table() -> pd.DataFrame:
 
 
 def detector_table() -> pd.DataFrame:
+    """Two detectors of each model, tested on PGD and on noise; that of FGSM on FGSM too."""
     rows = []
     for model in ("normal", "pgd"):
-        for trained, tested in (("FGSM", "FGSM"), ("FGSM", "PGD"), ("all", "PGD")):
-            row: dict[str, Any] = {"model": model, "trained_on": trained, "tested_on": tested}
-            row |= {"n_benign": 40, "n_adversarial": 38 if tested == "PGD" else 40}
-            for rate, wrong in (("false_positive_rate", 4), ("false_negative_rate", 30)):
-                measured = intervals.wilson(wrong, 40)
+        for trained, tested in (("FGSM", "FGSM"), ("FGSM", "PGD"), ("FGSM", "noise"), ("all", "PGD"), ("all", "noise")):
+            row: dict[str, Any] = {"model": model, "trained_on": trained, "tested_on": tested, "target_fpr": 0.05}
+            row |= {"n_benign": 40, "n_adversarial": {"PGD": 38, "noise": 0}.get(tested, 40)}
+            for rate, wrong in (("false_positive_rate", 8 if tested == "noise" else 4), ("false_negative_rate", 30)):
+                measured = intervals.wilson(wrong, 0 if tested == "noise" and wrong == 30 else 40)
                 row |= {rate: measured.value, f"{rate}_low": measured.low, f"{rate}_high": measured.high}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def folds(benign: Sequence[float], adversarial: Sequence[float]) -> intervals.Folds:
+    """The scores of images that are all different, in one fold."""
+    scores, wrong = np.array([[*benign, *adversarial]]), np.arange(len(benign) + len(adversarial)) >= len(benign)
+    return intervals.Folds(scores, wrong, np.zeros(len(wrong), dtype=int), np.arange(len(wrong)))
 
 
 def montage(**changes: Any) -> Figure:
@@ -222,7 +229,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "detector_training": lambda: plots.detector_training({"FGSM": np.linspace(0.7, 0.1, 60), "all": [0.6, 0.5]}),
     "error_rates": lambda: plots.error_rates(detector_table()),
-    "roc": lambda: plots.roc({"FGSM": ([0.1, 0.4, 0.6], [0.5, 0.9]), "PGD": ([0.2], [])}),
+    "roc": lambda: plots.roc({"FGSM": folds([0.1, 0.4, 0.6], [0.5, 0.9]), "PGD": folds([0.2], [])}),
     "claims": lambda: plots.claims_overview(CLAIMS),
     "claims_all": lambda: plots.claims_overview(every_claim()),
     "claims_one": lambda: plots.claims_overview(CLAIMS[:1]),
@@ -537,14 +544,23 @@ def test_detector_training_draws_every_step_and_a_running_mean() -> None:
     assert "nats" in fig.axes[0].get_ylabel()
 
 
-def test_error_rates_are_a_matrix_in_the_order_of_the_suite() -> None:
+def test_error_rates_are_marks_with_intervals_benign_images_first() -> None:
     fig = plots.error_rates(detector_table())
-    assert len(fig.axes) == 4
-    np.testing.assert_allclose(fig.axes[1].collections[0].get_array().filled(-1), [[75, 75], [-1, 75]])
-    assert [label.get_text() for label in fig.axes[2].get_yticklabels()] == ["FGSM", "all"]
-    cells = [text.get_text() for text in fig.axes[0].texts]
-    assert cells == ["10\n4-23"] * 3 + ["-"]
-    assert "n: benign 40, adversarial 38 to 40" in texts(fig).replace("\n", " ")
+    assert [ax.get_title() for ax in fig.axes] == ["normal model", "pgd model"]
+    for ax in fig.axes:
+        rows = ["benign, n=40", "noise, n=40", "FGSM, n=40", "PGD, n=38"]
+        assert [label.get_text() for label in ax.get_yticklabels()] == rows
+        fgsm, all_ = ax.containers
+        np.testing.assert_allclose(fgsm.lines[0].get_xdata(), [0.1, 0.2, 0.75, 0.75])
+        np.testing.assert_allclose(all_.lines[0].get_xdata(), [0.1, 0.2, 0.75])
+        heights = np.array(all_.lines[0].get_ydata(), dtype=float)
+        np.testing.assert_allclose(np.round(heights), [0, 1, 3])
+        assert (heights > [0, 1, 3]).all(), "the second mark of a row is below the first"
+        ends = fgsm.lines[2][0].get_segments()[0][:, 0]
+        expected = intervals.wilson(4, 40)
+        np.testing.assert_allclose(ends, [expected.low, expected.high])
+        assert same_color(fgsm.lines[0].get_color(), plots.EXAMPLES["FGSM"])
+    assert "Threshold for 5% of the benign images" in texts(fig)
 
 
 def test_accuracy_curves_are_the_rates_with_their_intervals() -> None:
@@ -564,16 +580,17 @@ def test_accuracy_curves_are_the_rates_with_their_intervals() -> None:
     assert same_color(accuracy(rates=rates).axes[0].lines[0].get_color(), plots.EXAMPLES["OPTMARGIN"])
 
 
-def test_roc_goes_through_every_threshold() -> None:
-    benign, adversarial = [0.1, 0.4, 0.5, 0.5], [0.3, 0.5, 0.9]
-    fig = plots.roc({"FGSM": (benign, adversarial)})
-    _, curve, dot = fig.axes[0].lines
-    want = [(0, 0)]
-    for cut in sorted({*benign, *adversarial}, reverse=True):
-        want.append((np.mean([s >= cut for s in benign]), np.mean([s >= cut for s in adversarial])))
-    np.testing.assert_allclose(np.stack(curve.get_data(), axis=1), want)
-    np.testing.assert_allclose(np.ravel(dot.get_data()), [0.5, 2 / 3])
-    area = intervals.roc_auc(benign, adversarial)
+def test_roc_is_drawn_with_its_band_and_its_area() -> None:
+    tested = folds([0.1, 0.4, 0.5, 0.5], [0.3, 0.5, 0.9])
+    fig = plots.roc({"FGSM": tested})
+    _, curve = fig.axes[0].lines
+    x, y = curve.get_data()
+    mean, low, high = intervals.roc_of_folds(tested, x)
+    np.testing.assert_allclose(y, mean)
+    edges = fig.axes[0].collections[0].get_paths()[0].vertices
+    middle = np.unique(edges[np.isclose(edges[:, 0], x[100]), 1])
+    np.testing.assert_allclose(middle, np.unique([low[100], high[100]]))
+    area = intervals.roc_auc_of_folds(tested)
     assert f"FGSM: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\nn=4+3" in texts(fig)
 
 
@@ -682,7 +699,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "twice": (lambda: plots.error_rates(pd.concat([detector_table()] * 2)), "got two for normal, FGSM, FGSM"),
     "rates": (lambda: accuracy(x=[0.0, 0.1]), "a rate of 'normal' for each of the 2 numbers x, got 3"),
     "no rate": (lambda: accuracy(rates={}), "at least one entry in rates"),
-    "no score": (lambda: plots.roc({}), "at least one entry in scores"),
+    "no score": (lambda: plots.roc({}), "at least one entry in tested"),
     "verdict": (lambda: plots.claims_overview(CLAIMS.replace("holds", "hold")), "did you mean 'holds'"),
     "band": (
         lambda: panels(version(GREY[0]), version(GREY[1]), band=BAND[:2]),
@@ -785,7 +802,7 @@ def test_panels_of_many_classes_show_those_with_votes() -> None:
         ({"adversarial": version(RGB[0])}, "the image of OPTMARGIN-authors of shape"),
         ({"radius": 0.0}, "radius"),
         ({"last": -1.0}, "last"),
-        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": -0.5}, "threshold"),
         ({"adversarial": version(GREY[0], counts=torch.ones(3))}, "counts of OPTMARGIN-authors of shape"),
     ],
 )

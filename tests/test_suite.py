@@ -301,19 +301,69 @@ def test_there_is_always_an_image_to_show() -> None:
     assert suite.shown(misclassified, succeeded=True, count=1).tolist() == [0]
 
 
-def test_versions_are_benign_images_that_are_right_and_the_first_successes(digits: ImageSet) -> None:
+class ByMean(nn.Module):
+    """Class 0 where the mean of an image is below .5, else class 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return torch.stack((0.5 - mean, mean - 0.5), 1)
+
+
+def flat(*means: float, y: tuple[int, ...]) -> ImageSet:
+    """Images of one grey each."""
+    x = torch.tensor(means)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    return ImageSet(x, torch.tensor(y), ("dark", "light"), 1.0, "flat")
+
+
+def test_versions_are_what_is_right_what_succeeded_and_what_is_wrong() -> None:
+    images = flat(0.1, 0.2, 0.8, 0.9, 0.9, 0.3, y=(0, 1, 1, 1, 0, 1))  # 1, 4 and 5 are misclassified
     results = {
-        ("normal", "PGD"): attack(bools(0, 1, 1, 1), x=digits.x[:4] / 2),
-        ("pgd", "PGD"): attack(bools(0, 0, 0, 0), x=digits.x[:4]),
+        ("normal", "PGD"): attack(bools(1, 0, 1, 1), x=images.x[:4] / 2),
+        ("pgd", "PGD"): attack(bools(0, 0, 0, 0), x=images.x[:4]),
     }
-    found = suite.versions({"normal": bools(1, 0, 1, 1), "pgd": bools(0, 0, 1, 1)}, results, digits, 2)
-    assert list(found) == [("normal", "benign"), ("normal", "PGD")]  # nothing is left of the others
+    models = {"normal": ByMean(), "pgd": ByMean()}
+    found = suite.versions(settings(n=4, boundary_n=2), models, results, images)
+    keys = [("normal", "benign"), ("normal", "PGD"), ("normal", "errors"), ("pgd", "benign"), ("pgd", "errors")]
+    assert list(found) == keys  # nothing is left of the others
     index, x = found["normal", "benign"]
     assert index.tolist() == [0]
-    assert torch.equal(x, digits.x[[0]])
+    assert torch.equal(x, images.x[[0]])
     index, x = found["normal", "PGD"]
-    assert index.tolist() == [1, 2]
-    assert torch.equal(x, digits.x[1:3] / 2)
+    assert index.tolist() == [0, 2]
+    assert torch.equal(x, images.x[[0, 2]] / 2)
+    index, x = found["normal", "errors"]
+    assert index.tolist() == [1, 4]  # of all test images, not of the attacked ones alone
+    assert torch.equal(x, images.x[[1, 4]])
+
+
+def test_noise_is_as_far_as_optmargin_and_keeps_the_class() -> None:
+    images = flat(*[0.45, 0.49, 0.4, 0.49] * 5, y=(0, 0, 1, 0) * 5)
+    success = images.y == 0
+    margin = replace(attack(success, x=images.x), rms=torch.linspace(0.05, 0.3, 20))
+    found = suite.versions(settings(n=20), {"normal": ByMean()}, {("normal", "OPTMARGIN"): margin}, images)
+    index, x = found["normal", "noise"]
+    assert 0 < len(index) < int(success.sum())  # some have another class now
+    assert success[index].all()
+    assert (ByMean()(x).argmax(1) == 0).all()
+    rms = (x - images.x[index]).square().flatten(1).mean(1).sqrt()
+    assert rms.tolist() == pytest.approx(margin.rms[index].tolist(), rel=1e-4)
+    again = suite.versions(settings(n=20), {"normal": ByMean()}, {("normal", "OPTMARGIN"): margin}, images)
+    assert torch.equal(again["normal", "noise"][1], x)
+
+
+def test_noise_goes_as_far_as_clipping_allows() -> None:
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    far = torch.tensor([0.1, 0.4, 5.0, 0.0])
+    moved = suite.noisy(x, far, generator=torch.Generator().manual_seed(1))
+    rms = (moved - x).square().flatten(1).mean(1).sqrt()
+    assert rms[:2].tolist() == pytest.approx([0.1, 0.4], rel=1e-4)
+    assert float(rms[3]) < 1e-6
+    assert ((moved[2] == 0) | (moved[2] == 1)).all()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    step = (moved - x)[0]
+    inside = (moved[0] > 0) & (moved[0] < 1)
+    ratio = step[inside] / direction[0][inside]
+    assert ratio.std() < 1e-4 * ratio.mean()
 
 
 def test_the_typical_image_is_in_the_middle_of_those_probed_in_all_sets() -> None:
@@ -830,12 +880,16 @@ def test_every_profile_is_audited(smoke: Run) -> None:
 
 @pytest.mark.slow
 def test_the_stored_detectors_are_of_the_attacks_that_succeeded(smoke: Run) -> None:
-    profiles = smoke.load_all("boundary")
+    profiles, s = smoke.load_all("boundary"), smoke.settings
     found = smoke.load_all("detector")
     assert found
     for which in store.MODELS:
         own = suite.of_model(profiles, which)
         positions = {name: smoke.inputs(f"boundary/{which}/{name}")["index"] for name in own}
-        pairs = suite.trials(smoke.settings, own, positions)
-        assert list(suite.of_model(found, which)) == list(pairs)
-    assert all(isinstance(judge, detector.Detector) for judge in found.values())
+        named = [
+            suite.judge(name, fold) for name in suite.trials(s, own, positions) for fold in range(s.detector_folds)
+        ]
+        assert list(suite.of_model(found, which)) == named
+    assert all(isinstance(judge, detector.Detector) and judge.sees_purity for judge in found.values())
+    assert list(smoke.load_all("detector_no_purity")) == list(found)
+    assert not any(judge.sees_purity for judge in smoke.load_all("detector_no_purity").values())

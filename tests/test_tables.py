@@ -95,6 +95,8 @@ def boundary_row(one, *, pixel_max=1.0, num_classes=5):
     return only(tables.boundary(tables.images(first, measured), profiles, pixel_max=pixel_max))
 
 
+NO_SCORES = tables.scores({"network": {}}, {}, {}, {})
+NO_RAYS = pd.DataFrame(columns=[*tables.KEY, "median_distance"])
 NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1)).iloc[:0]
 
 
@@ -115,10 +117,15 @@ NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1
             "model, examples, n, median_distance, reached_share, purity_1, purity_2, purity_3",
         ),
         (
-            tables.detector({}, {}),
-            "model, trained_on, tested_on, n_benign, n_adversarial, false_positive_rate, false_positive_rate_low, "
-            "false_positive_rate_high, false_negative_rate, false_negative_rate_low, false_negative_rate_high, "
-            "auc, auc_low, auc_high",
+            tables.detector(NO_SCORES, tables.thresholds(NO_SCORES), NO_RAYS),
+            "model, detector, trained_on, tested_on, target_fpr, threshold, n_benign, n_adversarial, "
+            "false_positive_rate, false_positive_rate_low, false_positive_rate_high, false_negative_rate, "
+            "false_negative_rate_low, false_negative_rate_high, auc, auc_low, auc_high, note",
+        ),
+        (NO_SCORES, "model, detector, trained_on, seed, fold, examples, index, score"),
+        (
+            tables.thresholds(NO_SCORES),
+            "model, detector, trained_on, seed, fold, target_fpr, threshold, n_benign",
         ),
         (tables.stability({}), "model, examples, n, flips_alone, flips_batch, flips_float64, flips_8bit"),
         (
@@ -131,10 +138,31 @@ NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1
             NOTHING,
             "model, examples, index, y, correct, success, rms, point, vote, votes_for_true, p_lower, abstain, "
             "median_distance, reached_share, share_below_region_line, purity_1, purity_2, purity_3, detector_part, "
-            "detector_score",
+            "detector_score, detector_threshold",
+        ),
+        (
+            tables.scored(NO_SCORES, tables.thresholds(NO_SCORES)),
+            "model, examples, index, detector_part, detector_score, detector_threshold",
+        ),
+        (
+            tables.beaten(NO_SCORES),
+            "model, detector, trained_on, difference, difference_low, difference_high, n",
         ),
     ],
-    ids=["attacks", "region", "boundary", "detector", "stability", "geometry", "audit", "images"],
+    ids=[
+        "attacks",
+        "region",
+        "boundary",
+        "detector",
+        "scores",
+        "thresholds",
+        "stability",
+        "geometry",
+        "audit",
+        "images",
+        "scored",
+        "beaten",
+    ],
 )
 def test_columns_are_those_of_the_method_also_without_a_row(frame, columns):
     assert ", ".join(frame) == columns
@@ -185,36 +213,66 @@ def profiles_of(n, distance):
     return profile([[distance] * 40] * n)
 
 
-@pytest.fixture(scope="module")
-def judges():
-    """A detector of PGD and one of all attacks, which hold near rays for adversarial."""
-    far, near = profiles_of(8, 0.9), profiles_of(8, 0.1)
-    options = {"num_classes": 5, "steps": 30, "pairs": 8}
-    seeds = {name: torch.Generator().manual_seed(0) for name in ("PGD", "all")}
-    return {("normal", name): detector.fit(far, near, generator=seed, **options) for name, seed in seeds.items()}
+def judged(examples, score, *, index=None, folds=3, **changes):
+    """Rows of scores.csv for one set of examples; the fold of image i is i modulo `folds`."""
+    at = np.arange(len(score)) if index is None else np.asarray(index)
+    row = {"model": "normal", "detector": "network", "trained_on": "PGD", "seed": 0, **changes}
+    return pd.DataFrame({**row, "fold": at % folds, "examples": examples, "index": at, "score": score})
 
 
-def test_scored_asks_the_detector_of_the_attack_and_of_benign_images_that_of_all(judges):
-    profiles = {("normal", "benign"): profiles_of(3, 0.9), ("normal", "PGD"): profiles_of(2, 0.1)}
-    profiles |= {("normal", "FGSM"): profiles_of(2, 0.1), ("pgd", "PGD"): profiles_of(2, 0.1)}
-    positions = {key: torch.tensor([4, 1, 3])[: len(one)] for key, one in profiles.items()}
-    found = tables.scored(judges, profiles, positions, bools(0, 0, 0, 0, 1))
-    assert list(zip(found.model, found.examples, found["index"], found.detector_part, strict=True)) == [
-        ("normal", "benign", 4, "training"),
-        ("normal", "benign", 1, "test"),
-        ("normal", "benign", 3, "test"),
-        ("normal", "PGD", 4, "training"),  # nothing judges FGSM, or the other model
-        ("normal", "PGD", 1, "test"),
+def joined(*frames):
+    return pd.concat(frames, ignore_index=True)[[*tables.SCORES]]
+
+
+def test_scored_names_the_fold_the_held_out_score_and_the_threshold():
+    sets = {"benign": [0.1] * 60, "PGD": [0.9, 0.05], "FGSM": [0.8, 0.7], "noise": [0.3]}
+    named = [
+        joined(*(judged(name, np.array(score) * scale, trained_on=trained) for name, score in sets.items()))
+        for trained, scale in (("PGD", 1.0), ("all", 0.5))
     ]
-    of_benign = judges["normal", "all"].score(profiles["normal", "benign"]).tolist()
-    of_pgd = judges["normal", "PGD"].score(profiles["normal", "PGD"]).tolist()
-    assert found.detector_score.tolist() == of_benign + of_pgd
+    seconds = named[1].assign(seed=1, score=0.0)
+    other = named[1].assign(detector="one-ray", score=0.0)
+    scores = joined(*named, seconds, other)
+    found = tables.scored(scores, tables.thresholds(scores))
+    by = found.set_index(["examples", "index"])
+    assert len(found) == 65  # nothing is there twice
+    assert by.detector_part.loc["benign"].tolist() == [i % 3 for i in range(60)]
+    assert by.detector_score["PGD", 0] == 0.9  # by the detector of its attack
+    assert [by.detector_score[name, 0] for name in ("benign", "FGSM", "noise")] == [0.05, 0.4, 0.15]  # by that of all
+    assert by.detector_threshold["PGD", 1] == np.nextafter(0.1, 1)
+    assert by.detector_threshold["noise", 0] == np.nextafter(0.05, 1)
 
 
-def test_without_a_detector_nothing_is_scored(judges):
-    found = tables.scored({}, {("normal", "benign"): profiles_of(1, 0.9)}, {("normal", "benign"): Y[:1]}, bools(1))
-    assert found.columns.tolist() == tables.KEY
-    assert len(found) == 0
+def test_without_a_threshold_no_image_has_one():
+    scores = joined(judged("benign", [0.1] * 12), judged("PGD", [0.9]))
+    found = tables.scored(scores.assign(trained_on="all"), tables.thresholds(scores.assign(trained_on="all")))
+    assert found.detector_score.tolist() == [0.1] * 12 + [0.9]
+    assert found.detector_threshold.isna().all()
+
+
+def test_controls_have_rows_of_their_own(tmp_path):
+    images = ImageSet(torch.full((6, 1, 2, 2), 0.5), torch.arange(6) % 3, tuple("abc"), 255.0, "few")
+    x = images.x[[4, 1]].clone()
+    x[0, 0, 0, 0] = 0.9  # an RMS of .4 / 2
+    key = ("normal", "noise"), ("normal", "errors"), ("normal", "PGD")
+    versions = {key[0]: (torch.tensor([4, 1]), x), key[1]: (torch.tensor([5]), images.x[[5]])}
+    versions[key[2]] = torch.tensor([0]), images.x[[0]]
+    found = tables.controls(versions, images)
+    assert list(zip(found.examples, found["index"], found.y, found.correct, strict=True)) == [
+        ("noise", 4, 1, True),
+        ("noise", 1, 1, True),
+        ("errors", 5, 2, False),
+    ]
+    assert found.success.isna().all()
+    assert found.rms.tolist() == pytest.approx([51.0, 0.0, 0.0])
+    first = tables.attacked({("normal", "PGD"): ONE}, RIGHT, Y, pixel_max=255)
+    both = tables.images(first, controls=found)
+    assert both.examples.tolist() == [*first.examples.tolist(), "noise", "noise", "errors"]
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
+    run.write_table("controls", found)
+    pd.testing.assert_frame_equal(
+        tables.images(first, controls=run.read_table("controls", made_by="05_boundary_analysis")), both
+    )
 
 
 def all_images():
@@ -251,7 +309,7 @@ def test_a_file_of_images_is_read_as_it_was_written(tmp_path):
     assert (cells["examples"], cells["index"], cells["median_distance"]) == ("benign", "1", "inf")
     assert (cells["success"], cells["rms"], cells["detector_score"]) == ("", "", "")
     again = tables.images(run.read_table("images", made_by="06_detector"))
-    empty = ["detector_part", "detector_score"]
+    empty = ["detector_part", "detector_score", "detector_threshold"]
     pd.testing.assert_frame_equal(again.drop(columns=empty), found.drop(columns=empty), check_exact=True)
     assert again[empty].isna().all(axis=None)
 
@@ -570,23 +628,166 @@ def test_a_row_of_the_audit(wrong, rays):
 # The detector
 
 
-def test_detector_rows_are_of_profiles_that_no_detector_saw(judges):
-    unseen = {"benign": profiles_of(6, 0.9), "PGD": profiles_of(4, 0.1), "all": profiles_of(4, 0.9)}
-    found = tables.detector(judges, {"normal": unseen})
-    assert list(zip(found.trained_on, found.tested_on, strict=True)) == [
-        ("PGD", "PGD"),
-        ("PGD", "all"),
-        ("all", "PGD"),
-        ("all", "all"),
-    ]
-    for row in found.itertuples():
-        rates = judges["normal", row.trained_on].rates(unseen["benign"], unseen[row.tested_on])
-        assert (row.n_benign, row.n_adversarial) == (6, 4)
-        for name in ("false_positive_rate", "false_negative_rate", "auc"):
-            rate = getattr(rates, name)
-            cells = [getattr(row, name + end) for end in ("", "_low", "_high")]
-            assert cells == [rate.value, rate.low, rate.high]
-    assert found.auc.tolist() == [1, 0.5, 1, 0.5]  # equal profiles are told apart by nothing
+class Median:
+    """A judge that scores by minus the median distance, plus its number: so one sees who judged."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def score(self, profile):
+        return self.number - profile.distance.double().median(1).values
+
+
+def test_every_version_is_scored_by_the_judge_that_held_its_image_out():
+    profiles = {("normal", "benign"): profile([[0.4] * 3, [0.5] * 3]), ("normal", "PGD"): profile([[0.1] * 3] * 3)}
+    profiles["pgd", "benign"] = profile([[0.9] * 3])
+    positions = {key: torch.tensor([7, 4, 5])[: len(one)] for key, one in profiles.items()}
+    folds = {key: index % 3 for key, index in positions.items()}
+    judges = {("normal", "all", seed): [Median(10 * seed + fold) for fold in range(3)] for seed in (0, 1)}
+    found = tables.scores({"network": judges}, profiles, positions, folds)
+    assert (found.model == "normal").all()
+    rows = [("benign", 7, 1), ("benign", 4, 1), ("PGD", 7, 1), ("PGD", 4, 1), ("PGD", 5, 2)]
+    assert list(zip(found.examples, found["index"], found.fold, strict=True)) == rows * 2
+    expected = [1 - 0.4, 1 - 0.5, 1 - 0.1, 1 - 0.1, 2 - 0.1]
+    assert found.score.tolist() == pytest.approx([*expected, *(10 + score for score in expected)])
+
+
+def test_a_threshold_is_calibrated_on_the_other_folds():
+    score = np.random.default_rng(0).random(70)
+    scores = joined(judged("PGD", [5.0] * 70), judged("benign", score))
+    found = tables.thresholds(scores).set_index(["fold", "target_fpr"])
+    assert len(found) == 6
+    for (fold, target), row in found.iterrows():
+        others = score[np.arange(70) % 3 != fold]
+        assert row.n_benign == len(others)
+        assert row.threshold == detector.calibrate(others, false_positive_rate=target)
+
+
+def detector_row(scores, tested_on="PGD", target=0.05, rays=NO_RAYS, **row):
+    found = tables.detector(scores, tables.thresholds(scores), rays)
+    for name, value in {"tested_on": tested_on, "target_fpr": target, **row}.items():
+        found = found[found[name] == value]
+    return only(found)
+
+
+def test_rates_count_images_at_the_threshold_of_their_fold():
+    generator = np.random.default_rng(1)
+    benign, pgd, fgsm = generator.random(80), 0.5 + generator.random(40), 0.2 + generator.random(30)
+    scores = joined(judged("benign", benign), judged("PGD", pgd), judged("FGSM", fgsm, index=range(10, 40)))
+    limits = tables.thresholds(scores)
+    limit = limits[limits.target_fpr == 0.05].set_index("fold").threshold
+    wrong = sum(score >= limit[i % 3] for i, score in enumerate(benign))
+    missed = sum(score < limit[i % 3] for i, score in enumerate(pgd))
+    row = detector_row(scores)
+    assert (row["n_benign"], row["n_adversarial"], row["note"]) == (80, 40, "")
+    assert row["threshold"] == pytest.approx(limit.mean())
+    for name, k, n in (("false_positive_rate", wrong, 80), ("false_negative_rate", missed, 40)):
+        expected = wilson(k, n)
+        cells = [row[name + end] for end in ("", "_low", "_high")]
+        assert cells == pytest.approx([expected.value, expected.low, expected.high], abs=1e-12)
+    row = detector_row(scores, "all")
+    assert row["n_adversarial"] == 40  # 70 versions of 40 images
+    missed += sum(score < limit[i % 3] for i, score in zip(range(10, 40), fgsm, strict=True))
+    assert row["false_negative_rate"] == pytest.approx(missed / 70)
+
+
+def test_seeds_are_averaged_and_add_no_images():
+    one, two = (joined(judged("benign", np.arange(60) / 60), judged("PGD", [top] * 30)) for top in (2.0, -1.0))
+    row = detector_row(joined(one, two.assign(seed=1)))
+    assert row["false_negative_rate"] == row["auc"] == 0.5
+    assert (row["n_benign"], row["n_adversarial"]) == (60, 30)
+
+
+def test_a_perfect_detector_is_told_as_one():
+    row = detector_row(joined(judged("benign", np.arange(60) / 60), judged("PGD", 2 + np.arange(60) / 60)))
+    assert (row["auc"], row["false_negative_rate"]) == (1, 0)
+    assert 0.9 < row["auc_low"] < row["auc_high"] == 1
+    assert row["false_positive_rate_low"] <= 0.05 <= row["false_positive_rate_high"]
+
+
+def test_a_blind_detector_is_told_as_one():
+    generator = np.random.default_rng(3)
+    scores = joined(judged("benign", generator.random(150)), judged("PGD", generator.random(150)))
+    for target in tables.TARGETS:
+        row = detector_row(scores, target=target)
+        assert row["auc_low"] < 0.5 < row["auc_high"]
+        assert row["false_positive_rate_low"] <= target <= row["false_positive_rate_high"]
+
+
+@pytest.mark.parametrize(("others", "measured"), [(18, False), (19, True)])
+def test_a_threshold_for_five_per_cent_takes_nineteen_benign_images_beside_the_fold(others, measured):
+    scores = joined(judged("benign", np.arange(2 * others) / 100, folds=2), judged("PGD", [2.0] * 4, folds=2))
+    row = detector_row(scores)
+    assert math.isfinite(row["threshold"]) is math.isfinite(row["false_positive_rate"]) is measured
+    assert row["note"] == ("" if measured else "18 benign scores beside the fold, 5% needs 19")
+    assert row["auc"] == 1
+    assert detector_row(scores, target=0.5)["note"] == ""
+
+
+def test_one_kind_of_image_alone_is_said():
+    row = detector_row(joined(judged("benign", np.arange(60) / 60)), "all")
+    assert row["note"] == "no adversarial image"
+    assert math.isnan(row["auc"])
+    assert math.isnan(row["false_negative_rate"])
+    assert row["false_positive_rate"] < 0.1
+    row = detector_row(joined(judged("PGD", [0.5] * 9)))
+    assert row["note"] == "0 benign scores beside the fold, 5% needs 19; no benign image"
+    row = detector_row(joined(judged("benign", [0.1] * 40, index=3 * np.arange(40)), judged("PGD", [0.2], index=[1])))
+    assert "no fold holds benign and adversarial images" in row["note"]
+
+
+def test_controls_are_benign_images_that_may_be_called_adversarial():
+    benign, noise = np.arange(60) / 60, [0.2, 0.3, 2.0, 2.0]
+    scores = joined(judged("benign", benign), judged("PGD", [3.0] * 5), judged("noise", noise))
+    row = detector_row(scores, "noise")
+    assert (row["false_positive_rate"], row["n_benign"], row["n_adversarial"], row["note"]) == (0.5, 4, 0, "")
+    assert math.isnan(row["false_negative_rate"])
+    assert math.isnan(row["auc"])
+    assert detector_row(scores, "all")["n_adversarial"] == 5  # a control is no attack
+
+
+def rays_of(scores, medians):
+    """A median distance for each row, as `tables.probed` states them."""
+    return scores[[*tables.KEY]].assign(median_distance=medians)
+
+
+def test_matched_images_are_partners_in_median_distance():
+    # In fold 0 are the images 0 and 3, in fold 1 image 1, in fold 2 image 2.
+    scores = joined(judged("benign", [0.1] * 4), judged("PGD", [0.9] * 4), judged("FGSM", [0.9] * 4))
+    rays = rays_of(scores, [0.50, 0.30, INF, 0.10, 0.11, 0.90, INF, 0.51, 0.30, 0.30, 0.30, 0.30])
+    benign, adversarial = tables.matched(scores, rays, "PGD")
+    assert benign.nonzero()[0].tolist() == [0, 3]  # image 1's partner is too far, image 2 is not known
+    assert adversarial.nonzero()[0].tolist() == [4, 7]
+    benign, adversarial = tables.matched(scores, rays, "all")
+    assert benign.nonzero()[0].tolist() == [0, 1, 3]
+    assert adversarial.nonzero()[0].tolist() == [4, 7, 9]  # of FGSM; every benign image has one partner
+    assert not np.any(tables.matched(scores, rays.assign(median_distance=INF), "PGD"))
+
+
+def test_a_detector_of_near_boundaries_cannot_tell_matched_images_apart():
+    # Its score is minus the median distance, and nothing else.
+    generator = np.random.default_rng(0)
+    far, near = generator.uniform(0.2, 1.0, 150), generator.uniform(0.0, 0.8, 150)
+    scores = joined(judged("benign", -far), judged("PGD", -near))
+    rays = rays_of(scores, np.concatenate((far, near)))
+    found = detector_row(scores, rays=rays), detector_row(scores, "matched", rays=rays)
+    assert found[0]["auc_low"] > 0.6
+    assert found[1]["auc_low"] < 0.5 < found[1]["auc_high"]
+    assert found[1]["n_benign"] == found[1]["n_adversarial"] > 60
+    assert found[1]["auc_high"] < found[0]["auc"]
+    assert math.isnan(found[1]["false_negative_rate"])
+
+
+def test_the_network_is_compared_with_every_other_detector():
+    generator = np.random.default_rng(0)
+    benign, pgd = generator.normal(size=60), 2 + generator.normal(size=60)
+    own = joined(judged("benign", benign), judged("PGD", pgd))
+    blind = joined(judged("benign", pgd), judged("PGD", benign)).assign(detector="blind")
+    found = tables.beaten(joined(own, blind, own.assign(detector="same"))).set_index("detector")
+    area = stats.mannwhitneyu(pgd, benign).statistic / 3600
+    assert found.difference["blind"] == pytest.approx(2 * area - 1, abs=0.05)  # means over folds, not pooled
+    assert found.difference_low["blind"] > 0
+    assert found.loc["same", ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
 
 
 # For the reader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import re
 import shutil
 import statistics
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import files, store, widgets
+from nbsupport import files, store, suite, widgets
 from nbsupport.runner import report
 from nbsupport.store import MODELS, Run, journal, manifest
 from nbsupport.widgets import base
@@ -82,14 +83,22 @@ def expected(stored: Stored, model: str, attack: str, condition: str) -> list[in
     """The positions of the images to show, image by image from the stored tensors."""
     found, run = stored.results["attacks"][model, attack], stored.run
     given, votes = run.inputs(f"attacks/{model}/{attack}"), stored.results["region"][model, attack]
-    profile, detector = (stored.results[folder].get((model, attack)) for folder in ("boundary", "detector"))
-    probed = [] if profile is None else run.inputs(f"boundary/{model}/{attack}")["index"].tolist()
+    limits = (
+        run.read_table("thresholds", "06_detector")
+        .set_index(["model", "detector", "trained_on", "seed", "fold", "target_fpr"])
+        .threshold
+    )
+    probed = stored.results["boundary"].get((model, attack))
+    at = [] if probed is None else run.inputs(f"boundary/{model}/{attack}")["index"].tolist()
     keep = []
     for row, index in enumerate(given["index"].tolist()):
         correct, success = bool(found.correct[row]), bool(found.success[row])
         missed = False
-        if detector is not None and index in probed:
-            missed = float(detector.score(profile.take(torch.tensor([probed.index(index)])))[0]) < 0.5
+        fold = int(suite.folds(run.settings, torch.tensor(index)))
+        own = [name for name in (attack, "all") if (model, suite.judge(name, fold)) in stored.results["detector"]]
+        if probed is not None and own and index in at:
+            score = stored.results["detector"][model, suite.judge(own[0], fold)].score(probed)[at.index(index)]
+            missed = float(score) < limits[model, "network", own[0], 0, fold, 0.05]
         fulfils = {
             "all": True,
             "succeeded": success,
@@ -249,13 +258,14 @@ def test_numbers_are_those_of_the_artifacts(explorer: Driver, stored: Stored, sm
         assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)
         assert int(data["y"]) == int(attack["y"][row])
         assert int(data["vote"]) == int(votes["label"][row])
-        detector = stored.results["detector"].get((model, "OPTMARGIN"))
-        if detector is None:
+        names = [suite.judge(name, suite.folds(smoke.settings, torch.tensor(index))) for name in ("OPTMARGIN", "all")]
+        judges = [found for name in names if (found := stored.results["detector"].get((model, name))) is not None]
+        if not judges:
             assert data["score"] == ""
             continue
         for name, shown in (("OPTMARGIN", data["score"]), ("benign", data["benign-score"])):
             found = smoke.inputs(f"boundary/{model}/{name}")["index"].tolist()
-            score = detector.score(stored.results["boundary"][model, name])[found.index(index)]
+            score = judges[0].score(stored.results["boundary"][model, name])[found.index(index)]
             assert float(shown) == pytest.approx(float(score), rel=1e-5)
 
 
@@ -344,7 +354,7 @@ def test_a_half_done_run_shows_the_rest_and_names_the_command(copy: Path, missin
     assert explorer.data["state"] == "none"
 
 
-@pytest.mark.parametrize("table", ["images_votes", "images_boundary", "images"])
+@pytest.mark.parametrize("table", ["images_votes", "images_boundary", "images_detector"])
 def test_a_table_that_is_gone_counts_as_not_stored(copy: Path, table: str) -> None:
     (copy / "tables" / f"{table}.csv").unlink()
     explorer = Driver(widgets.instance_explorer(copy))
@@ -367,16 +377,33 @@ def test_results_out_of_date_are_shown_with_what_has_changed(copy: Path, name: s
 
 
 def test_an_attack_without_a_detector_says_why_none_is_missed(copy: Path) -> None:
-    contents = manifest.read(copy)
-    del contents["stages"]["06_detector"]["outputs"]["detector/normal/OPTMARGIN.safetensors"]
-    manifest.write(copy, contents)
     run = store.existing_run(copy)
-    images = run.read_table("images", "06_detector")
+    images = run.read_table("images_detector", "06_detector")
     own = (images.model == "normal") & (images.examples == "OPTMARGIN")
-    run.write_table("images", images.assign(detector_score=images.detector_score.mask(own)))
+    run.write_table("images_detector", images[~own])
     explorer = Driver(widgets.instance_explorer(copy))
     assert explorer(filter="missed")["state"] == "none"
-    assert "no detector was trained on OPTMARGIN" in explorer.text
+    assert "no detector judges OPTMARGIN" in explorer.text
+
+
+def test_without_a_threshold_no_image_is_missed_and_that_is_said(copy: Path) -> None:
+    run = store.existing_run(copy)
+    images = run.read_table("images_detector", "06_detector")
+    run.write_table("images_detector", images.assign(detector_threshold=math.nan))
+    explorer = Driver(widgets.instance_explorer(copy))
+    assert explorer(filter="succeeded")["state"] == "ready"
+    assert "(no threshold; held out in fold" in explorer.text
+    assert explorer(filter="missed")["state"] == "none"
+    assert "too few benign images on the normal model for a threshold at 5 % false positives" in explorer.text
+
+
+def test_missed_images_have_a_score_below_their_threshold(copy: Path) -> None:
+    run = store.existing_run(copy)
+    images = run.read_table("images_detector", "06_detector")
+    run.write_table("images_detector", images.assign(detector_threshold=images.detector_score.median()))
+    frame = Stored(store.existing_run(copy)).images["normal", "OPTMARGIN"]
+    low = frame.success & (frame.detector_score < images.detector_score.median())
+    assert selected(Stored(store.existing_run(copy)), "normal", "OPTMARGIN", "missed") == frame["index"][low].tolist()
 
 
 def no_attacks(folder: Path) -> str:

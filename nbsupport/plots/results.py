@@ -96,7 +96,8 @@ def error_rates(table: pd.DataFrame) -> Figure:
             look |= {**style.examples_style(name), "label": f"trained on {name}"}
             ax.errorbar(value, height, xerr=style.whiskers(value, low, high), **look)
         ax.axhline(benign - 0.5, color="0.3", linewidth=0.8)
-        style.rows(ax, [str(label) for label in places])
+        sizes = {label: style.span(list(part.loc[part["label"] == label, "n"])) for label in places}
+        style.rows(ax, [f"{label!s}, n={size}" for label, size in sizes.items()])
         ax.set(
             xlim=(-0.02, 1.02),
             xlabel="error rate: above the line benign images\ncalled adversarial, below it adversarial missed",
@@ -108,21 +109,21 @@ def error_rates(table: pd.DataFrame) -> Figure:
     handles = fig.axes[0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     target = " and ".join(f"{value:.0%}" for value in table["target_fpr"].unique())
-    sizes = ", ".join(f"{what} {style.span(list(table[f'n_{what}']))}" for what in ("benign", "adversarial"))
-    return style.headline(fig, f"Threshold for {target} of the benign images; 95 % intervals (images: {sizes})")
+    return style.headline(fig, f"Threshold for {target} of the benign images; 95 % intervals, n images")
 
 
 def _error_lines(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a mark of `error_rates`: model, trained_on, label, benign, value, low, high; benign sets first."""
+    """Return one row a mark of `error_rates`: model, trained_on, label, benign, n, and the rate."""
     attack = table["n_adversarial"].gt(0) & table["tested_on"].ne("matched")
     parts = []
     for rate, rows, benign in (("false_positive_rate", ~attack, True), ("false_negative_rate", attack, False)):
         part = table.loc[rows, ["model", "trained_on", "tested_on"]].assign(benign=benign)
+        part["n"] = table.loc[rows, "n_benign" if benign else "n_adversarial"]
         for name, end in zip(("value", "low", "high"), _ENDS, strict=True):
             part[name] = table.loc[rows, rate + end]
         parts.append(part.rename(columns={"tested_on": "label"}))
     own = table[attack].drop_duplicates(["model", "trained_on"])  # their false positive rate is the same in every row
-    first = own[["model", "trained_on"]].assign(label="benign", benign=True)
+    first = own[["model", "trained_on"]].assign(label="benign", benign=True, n=own["n_benign"])
     for name, end in zip(("value", "low", "high"), _ENDS, strict=True):
         first[name] = own["false_positive_rate" + end]
     return pd.concat([first, *parts], ignore_index=True)
