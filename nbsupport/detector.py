@@ -268,6 +268,7 @@ def cross_fit(
     *,
     count: int,
     generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> list[Detector]:
     """Return a detector for each of `count` folds, trained as by `fit` on the pairs of all other folds.
@@ -283,7 +284,7 @@ def cross_fit(
         The fold of each pair, (N,) int64 from 0 to `count` - 1. All pairs of one image belong in one fold.
     count
         The number of folds, at least 2.
-    **settings
+    progress, **settings
         Those of `fit`.
 
     Raises
@@ -302,7 +303,8 @@ def cross_fit(
         raise ValueError("expected pairs in two folds or more, got all in one; give the attack more images")
     seeds = torch.randint(2**62, (count,), generator=generator).tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return _fitted(benign, adversarial, [(part, part) for part in parts], generators, **settings)
+    pairs = [(part, part) for part in parts]
+    return _fitted(benign, adversarial, pairs, generators, progress=progress, **settings)
 
 
 def calibrate(scores: ArrayLike, *, false_positive_rate: float) -> float:

@@ -252,6 +252,13 @@ class TestImages:
         assert not images.duplicated(["model", "examples", "index"]).any()
         s = smoke.settings
         expected = {("benign", max(s.n, s.region_n)), *((name, n) for name, (_, n) in suite.attacks(s).items())}
+        probed = images[images.examples.isin(suite.CONTROLS)]
+        found = smoke.load_all("boundary")
+        for (model, name), part in probed.groupby(["model", "examples"]):
+            assert part["index"].tolist() == smoke.inputs(f"boundary/{model}/{name}")["index"].tolist()
+            assert (part.y == smoke.test.y[part["index"].to_numpy()].numpy()).all()
+            assert (model, name) in found
+        images = images.drop(probed.index)
         for _, part in images.groupby("model"):
             assert set(part.examples.value_counts().items()) == expected
         assert set(images.model) == set(store.MODELS)
@@ -310,7 +317,7 @@ class TestImages:
             for row in part.itertuples():
                 assert row.detector_part == suite.folds(s, torch.tensor([row.index]))[0]
                 trained_on = name if (model, suite.judge(name, 0)) in judges else "all"
-                judge = judges[model, suite.judge(trained_on, row.detector_part)]
+                judge = judges[model, suite.judge(trained_on, int(row.detector_part))]
                 score = judge.score(profiles[model, name].take(torch.tensor([at.index(row.index)])))
                 assert row.detector_score == pytest.approx(float(score), abs=1e-6)
 
