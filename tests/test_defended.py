@@ -220,6 +220,8 @@ class TestTables:
         table = tables.adaptive(attempts, {"normal": fixed}, pixel_max=1)
         with pytest.raises(ValueError, match="expected a row with a budget"):
             plots.attack_matrix(table[table.budget_rms.isna()])
+        with pytest.raises(ValueError, match="expected the adaptive table of one model, got normal, pgd"):
+            plots.attack_matrix(pd.concat([table, table.assign(model="pgd")]))
         with pytest.raises(ValueError, match="expected an attack on one of detector, got none"):
             plots.evasion_curves(attempts, images=N, defences=["detector"])
 

@@ -213,58 +213,48 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
 
 @style.house_style()
 def attack_matrix(table: pd.DataFrame) -> Figure:
-    """Return how often each attack (rows) evades each defence (columns) within the budget, a panel for each model.
+    """Return how often each attack (rows) evades each defence (columns) of one model within the budget.
 
     Each cell holds the success rate in per cent with its 95 % interval below. Attacks that knew nothing of the defence
-    stand above the line, the minimum over all attacks is the last row.
+    stand above the line; the last row is the minimum over all attacks. Attacks on another model are left out.
 
     Parameters
     ----------
     table
-        Rows of adaptive.csv: model, defence, attack, source_model, transfer, n, success_rate with _low and _high,
-        budget_rms, fpr; rows without a budget are left out.
+        Rows of adaptive.csv about one model; rows without a budget are not shown.
 
     Raises
     ------
     ValueError
-        For an empty table or a missing column, and where no row has a budget.
+        For an empty table or a missing column, more than one model, and where no row has a budget.
     """
     arrays.columns(table, tables.ADAPTIVE, name="the adaptive table")
-    within = table[table["budget_rms"].notna()].copy()
+    if len(models := list(dict.fromkeys(table["model"]))) > 1:
+        raise ValueError(f"expected the adaptive table of one model, got {', '.join(models)}; draw them one by one")
+    within = table[table["budget_rms"].notna() & (table["source_model"] == table["model"])]
     if within.empty:
         raise ValueError("expected a row with a budget in the adaptive table, got none; give the attacks some images")
-    flagged = within["fpr"].map(lambda rate: "" if np.isnan(rate) else f"\n{100 * rate:g} % false alarms")
-    within["column"] = within["defence"].str.replace(", ", ",\n") + flagged
-    foreign = within["source_model"] != within["model"]
-    within["row"] = within["attack"].where(~foreign, within["attack"] + " of " + within["source_model"])
-    order = within.assign(last=within["attack"] == "minimum").sort_values(
-        ["last", "transfer", "source_model"], ascending=[True, False, True], kind="stable"
-    )
-    models = list(dict.fromkeys(within["model"]))
-    parts = [order[order["model"] == model] for model in models]
-    heights = [1.1 + 0.36 * part["row"].nunique() for part in parts]
-    fig = style.figure(sum(heights) + 0.8)
-    axes = fig.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
-    columns = list(dict.fromkeys(within["column"]))
-    for ax, model, part in zip(axes, models, parts, strict=True):
-        rows = list(dict.fromkeys(part["row"]))
-        cells = 100 * part.set_index(["row", "column"])[["success_rate" + end for end in _ENDS]]
-        value, low, high = (cells[name].unstack().reindex(rows, columns=columns) for name in cells)
-        text = value.map("{:.0f}".format) + low.map("\n{:.0f}-".format) + high.map("{:.0f}".format)
-        look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
-        seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.0}, ax=ax, **look)
-        for row, column in np.argwhere(value.isna()):
-            ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")
-        known = part.drop_duplicates("row").set_index("row").loc[rows]
-        for edge in (int(known["transfer"].sum()), len(rows) - 1):
-            ax.axhline(edge, color=style.BLACK, linewidth=1.5)
-        budget, n = known["budget_rms"].iloc[0], style.span(list(part["n"]))
-        ax.set(title=f"{model} model, mean budget {budget:.3g} RMS, n={n}", xlabel="", ylabel="")
-        ax.tick_params(axis="y", rotation=0)
-        ax.tick_params(axis="x", rotation=0)
-        ax.grid(False)
-    text = "Success within the budget in per cent, below it the 95 % interval. Above the first line: attacks that knew "
-    return style.headline(fig, text + "nothing of the defence; last row: the minimum over all attacks, image by image")
+    flags = within["fpr"].map(lambda rate: "" if np.isnan(rate) else f"\nfpr {100 * rate:g} %")
+    within = within.assign(column=within["defence"].str.replace(", ", ",\n").str.replace(" + ", "\n+ ") + flags)
+    rows, columns = (list(dict.fromkeys(within[name])) for name in ("attack", "column"))
+    fig = style.figure(1.3 + 0.33 * len(rows))
+    ax = fig.subplots()
+    cells = 100 * within.set_index(["attack", "column"])[["success_rate" + end for end in _ENDS]]
+    value, low, high = (cells[name].unstack().reindex(rows, columns=columns) for name in cells)
+    text = value.map("{:.0f}".format) + low.map("\n{:.0f}-".format) + high.map("{:.0f}".format)
+    look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
+    seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.0}, ax=ax, **look)
+    for row, column in np.argwhere(value.isna()):
+        ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")
+    first = within.drop_duplicates("attack")
+    for edge in (int(first["transfer"].sum()), len(rows) - 1):
+        ax.axhline(edge, color=style.BLACK, linewidth=1.5)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(rotation=0)
+    ax.grid(False)
+    budget, n = within["budget_rms"].iloc[0], style.span(list(within["n"]))
+    text = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
+    return style.headline(fig, text + "the 95 % interval; above the first line attacks that knew nothing of the defence")
 
 
 @style.house_style()
@@ -299,12 +289,14 @@ def evasion_curves(
     least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in defences}
     if not least:
         raise ValueError(f"expected an attack on one of {', '.join(defences)}, got none; pass attempts on one model")
+    last = 1.05 * pixel_max * max(float(one.rms.max()) for one in attempts)
     fig = style.panels(map(_defence, least), 4.0, sharex=True, sharey=True)
     for ax, (key, kinds) in zip(fig.axes, least.items(), strict=True):
         for colour, kind in zip(style.PALETTE, [kind for kind in kinds if kind != "all"], strict=False):
             rms = np.sort(pixel_max * kinds[kind].double().numpy())
-            at = np.concatenate([[0.0], rms[np.isfinite(rms)]])
-            held, low, high = arrays.spread([intervals.wilson(images - k, images) for k in range(len(at))])
+            at = np.concatenate([[0.0], rms[np.isfinite(rms)], [last]])
+            counts = [images - k for k in range(len(at) - 1)]
+            held, low, high = arrays.spread([intervals.wilson(k, images) for k in (*counts, counts[-1])])
             ax.step(at, held, where="post", color=colour, label=kind)
             ax.fill_between(at, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
         for one in [one for one in attempts if one.attack in points and key in one.evaded]:
@@ -321,7 +313,7 @@ def evasion_curves(
 
 def _defence(key: suite.Evasion) -> str:
     defence, rate = key
-    return defence if np.isnan(rate) else f"{defence}, {100 * rate:g} % false alarms"
+    return defence if np.isnan(rate) else f"{defence}, fpr {100 * rate:g} %"
 
 
 @style.house_style()
