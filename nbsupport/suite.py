@@ -32,7 +32,7 @@ _FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the inte
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
-TARGET_RATES = (0.05, 0.5)  # false-positive rates at which a detector is attacked
+TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
 _MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
@@ -451,7 +451,7 @@ def defended(
     known = {(row["target_fpr"], row["fold"]): float(row["threshold"]) for row in chosen.to_dict("records")}
     flags = {
         rate: torch.tensor([known.get((rate, int(each)), math.nan) for each in fold], dtype=torch.float64)
-        for rate in TARGET_RATES
+        for rate in TARGETS
     }
     known_of_each = images.x[index], images.y[index], fold, budget, optmargin.x_adv[index], profile.take(rows)
     return Defended(index, *known_of_each, [*detectors], flags)
@@ -478,7 +478,7 @@ def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, di
     search |= {"rays": rays, "steps": max(1, s.adaptive_passes // (24 * rays))}
     if given.detectors:
         past = partial(adaptive.past_detector, detectors=given.detectors, **search)
-        strict = given.thresholds[min(TARGET_RATES)].nan_to_num(0.5)  # not known: as a detector is used without one
+        strict = given.thresholds[min(TARGETS)].nan_to_num(0.5)  # not known: as a detector is used without one
         aim = {"fold": given.fold, "threshold": strict, **start}
         for share in (1.0, 0.75, 1.5):
             found[_at("selective", share)] = past, {"budget": share * given.budget, **aim}

@@ -28,6 +28,7 @@ from nbsupport.region import Vote
 from nbsupport.suite import (
     BENIGN,
     CONTROLS,
+    TARGETS,
     Attempt,
     Defended,
     Keys,
@@ -71,7 +72,6 @@ _JUDGE = ["model", "detector", "trained_on"]
 SCORES = (*_JUDGE, "seed", "fold", "examples", "index", "score")
 THRESHOLDS = (*_JUDGE, "seed", "fold", "target_fpr", "threshold", "n_benign")
 DETECTOR = (*_JUDGE, "tested_on", "target_fpr", "threshold", "n_benign", "n_adversarial", *_ERRORS, "note")
-TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
 _CALIPER = 0.2  # of a standard deviation of the median distances: what a matched image may differ by
 STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
 GEOMETRY = (
