@@ -253,9 +253,9 @@ def attack_matrix(table: pd.DataFrame) -> Figure:
     ax.tick_params(rotation=0)
     ax.grid(False)
     budget, n = within["budget_rms"].iloc[0], style.span(list(within["n"]))
-    text = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
+    said = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
     return style.headline(
-        fig, text + "the 95 % interval; above the first line attacks that knew nothing of the defence"
+        fig, text + "the 95 % interval; above the line attacks that knew nothing of the defence"
     )
 
 
