@@ -254,9 +254,7 @@ def attack_matrix(table: pd.DataFrame) -> Figure:
     ax.grid(False)
     budget, n = within["budget_rms"].iloc[0], style.span(list(within["n"]))
     said = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
-    return style.headline(
-        fig, text + "the 95 % interval; above the line attacks that knew nothing of the defence"
-    )
+    return style.headline(fig, said + "the 95 % interval; above the line attacks that knew nothing of the defence")
 
 
 @style.house_style()
