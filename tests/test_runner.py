@@ -219,7 +219,7 @@ def test_a_damaged_output_is_named_and_its_stage_alone_runs_again(
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == ["03_attacks"]
-    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
+    assert "stage 3/7 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
     assert len(artifact.read_bytes()) == len(before)
 
 
