@@ -1,4 +1,4 @@
-"""The command line: run, status, sweep, bench. It checks and prints; the work is done elsewhere."""
+"""The command line: run, status, export, sweep, bench. It checks and prints; the work is done elsewhere."""
 
 import errno
 import sys
@@ -50,7 +50,7 @@ def _checked(check: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """Return what `check` returns; what is wrong with the arguments becomes a message and exit code 2."""
     try:
         return check(*given, **named)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
 
 
@@ -87,6 +87,21 @@ def status(ctx: click.Context, run_dir: str, tables: bool) -> None:
     click.echo(report.status(opened))
     if tables:
         click.echo("\n" + report.tables(opened))
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--to", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to [default: RUN_DIR/export]"
+)
+@click.pass_context
+def export(ctx: click.Context, run_dir: str, to: Path | None) -> None:
+    """Write the tables of RUN_DIR as LaTeX, its adversarial examples as npz and PNG, and a BibTeX file."""
+    from nbsupport.runner.export import export as write
+
+    ctx.meta["again"] = "The same command begins anew."
+    opened = _checked(store.existing_run, run_dir)
+    _checked(write, opened, to or opened.path("export"), click.echo)
 
 
 @main.command()

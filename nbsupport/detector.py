@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from nbsupport import checks, intervals
 from nbsupport.boundary.profile import Profile, purity
 from nbsupport.intervals import Rate
+from nbsupport.presets import FEWEST_RAYS
 from nbsupport.runtime import full_float32, repeatable, sent
 
-FEWEST_RAYS = 36  # (36 - 8) // 4 + 1 = 8, the length of the second kernel
 PURITIES = 3
 _FEW = 512  # rays of which one thread trains as fast as several
 _ROWS = 1024  # profiles scored, or made into inputs, at once

@@ -19,6 +19,7 @@ from nbsupport import checks
 
 MODELS = ("normal", "pgd")
 PRESETS = ("smoke", "standard", "paper")
+OWN = "own"  # weights that a model of the user's comes with
 DATASETS = ("digits", "mnist", "cifar10", "folder:PATH", "npz:PATH")
 # The first setting of each group of `Settings`, and the notebook that uses it first.
 _GROUPS = {
@@ -52,6 +53,9 @@ class Settings:
 
     # 02_training [M]
     model: str = "digits_cnn"  # a name of models.build, or package.module:function
+    weights: str | None = None  # a file of trained weights of the normal model; "own": those that `model` comes with
+    pgd_model: str | None = None  # of the PGD-trained model; None: as `model`
+    pgd_weights: str | None = None
     epochs: int = 40  # normal training
     pgd_schedule: Literal["fast", "pgd"] = "fast"  # "fast": single-step epochs, then PGD epochs; "pgd": PGD throughout
     fast_epochs: int = 30
@@ -122,6 +126,11 @@ class Settings:
         checks.number(self.magnitude_step, name="magnitude_step", open_low=True)
         checks.number(self.magnitude_max, name="magnitude_max", low=self.magnitude_step)
         count = math.floor(self.magnitude_max / self.magnitude_step * (1 + 1e-9))  # .49 / .01 is a little below 49
+        if count > _MOST_MAGNITUDES:
+            raise ValueError(
+                f"expected at most {_MOST_MAGNITUDES} magnitudes, got {count} from magnitude_step "
+                f"{self.magnitude_step:g} up to magnitude_max {self.magnitude_max:g}; raise the one or lower the other"
+            )
         return [self.magnitude_step * (i + 1) for i in range(count)]
 
 
@@ -130,14 +139,15 @@ _FROM_ZERO = ("seed", "weight_decay", "label_smoothing", "fast_epochs", "confide
 _HIGHEST = dict.fromkeys(("label_smoothing", "magnitude_max", "radius", "eps", "view_eps"), 1.0)
 _LOWEST = {"detector_folds": 2}
 _HINTS = typing.get_type_hints(Settings)
+_MOST_MAGNITUDES = 10_000
+FEWEST_RAYS = 36  # of the detector: (36 - 8) // 4 + 1 = 8, the length of its second kernel
 
 
 def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of `preset` on `dataset` with `overrides` applied.
 
-    A `folder:` or `npz:` data set starts from CIFAR-10's settings; `folder` and `npz` paths and `root` become
-    absolute. Raises ValueError for an unknown data set, preset or parameter (with the close matches) and for a
-    value of the wrong type.
+    A `folder:` or `npz:` data set starts from CIFAR-10's settings; all paths become absolute. Raises ValueError for an
+    unknown data set, preset or parameter (with the close matches) and for a value of the wrong type.
     """
     checks.choice(preset, PRESETS, name="preset")
     own_data = dataset.startswith(("folder:", "npz:"))
@@ -154,8 +164,9 @@ def settings(dataset: str, preset: str = "standard", overrides: Mapping[str, Any
         values[name] = _typed(name, value, known[name])
     for name in ("train_data", "test_data"):
         values[name] = _absolute_source(values[name])
-    if values.get("root") is not None:
-        values["root"] = str(Path(values["root"]).expanduser().resolve())
+    for name in ("root", "weights", "pgd_weights"):
+        if values.get(name) not in (None, OWN):
+            values[name] = str(Path(values[name]).expanduser().resolve())
     return Settings(dataset=_absolute_source(dataset), preset=preset, **values)
 
 
@@ -179,7 +190,13 @@ def require(settings: Settings) -> None:
             f"expected at least as many images as folds ({settings.detector_folds}), got n={settings.n}; raise n or "
             "lower detector_folds"
         )
-    settings.magnitudes  # noqa: B018  (raises where there are none)
+    settings.magnitudes  # noqa: B018  (raises where there are none, or too many)
+    rays = math.inf if settings.directions is None else settings.directions * (1 + settings.negate)
+    if rays < FEWEST_RAYS:
+        raise ValueError(
+            f"expected at least {FEWEST_RAYS} rays, which the detector needs, got {rays} from directions "
+            f"{settings.directions} {'and their negations' if settings.negate else 'without their negations'}; raise it"
+        )
 
 
 def _absolute_source(source: str) -> str:

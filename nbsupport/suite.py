@@ -21,7 +21,7 @@ from nbsupport.attacks.optmargin import draw_views
 from nbsupport.boundary import Profile, Slice
 from nbsupport.data import ImageSet
 from nbsupport.detector import Detector
-from nbsupport.presets import MODELS, Settings
+from nbsupport.presets import MODELS, OWN, Settings
 
 BENIGN = "benign"
 CONTROLS = ("noise", "errors")  # benign images that a detector should not call adversarial
@@ -49,21 +49,35 @@ Evasion = tuple[str, float]  # a defence, and the false-positive rate of its det
 
 
 def training(s: Settings) -> dict[str, dict[str, Any]]:
-    """Return the settings of `train.fit_schedule` for each of the two models."""
+    """Return the settings of `train.fit_schedule` for each of the two models; one that has weights has no epochs."""
     fast = s.fast_epochs if s.pgd_schedule == "fast" else 0
     common = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
     common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size}
     normal = {"schedule": ["benign"] * s.epochs, "augment": s.augment, "label_smoothing": s.label_smoothing}
     pgd = {"schedule": ["single"] * fast + ["pgd"] * s.pgd_epochs, "augment": s.pgd_augment, "label_smoothing": 0.0}
-    return {"normal": {**common, **normal}, "pgd": {**common, **pgd}}
+    found = {"normal": {**common, **normal}, "pgd": {**common, **pgd}}
+    return {which: {**one, "schedule": []} if _weights(s, which) else one for which, one in found.items()}
 
 
-def new_model(s: Settings, images: ImageSet) -> nn.Module:
-    """Return the untrained model of the settings `s`; its initial weights depend on the seed alone."""
+def schedules(s: Settings) -> dict[str, str]:
+    """Return how each model was trained, in a word: "given" where its weights were."""
+    own = {"normal": "normal", "pgd": s.pgd_schedule}
+    return {which: "given" if _weights(s, which) else schedule for which, schedule in own.items()}
+
+
+def new_model(s: Settings, images: ImageSet, which: str) -> nn.Module:
+    """Return the model `which` before training, with the weights that `s` names, else with those that the seed sets."""
+    name, weights = (s.pgd_model or s.model if which == "pgd" else s.model), _weights(s, which)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        model = models.build(s.model, in_shape=images.in_shape, num_classes=images.num_classes)
+        model = models.build(name, in_shape=images.in_shape, num_classes=images.num_classes)
+    if weights not in (None, OWN):
+        models.load_weights(model, weights)
     return model.to(runtime.best_device())
+
+
+def _weights(s: Settings, which: str) -> str | None:
+    return s.pgd_weights if which == "pgd" else s.weights
 
 
 def kept_epochs(histories: Mapping[str, pd.DataFrame]) -> dict[str, int]:

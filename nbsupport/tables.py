@@ -701,16 +701,27 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
     columns
         The columns to show, in this order; empty: all.
     """
-    ends = {end for pair in _interval_columns(frame).values() for end in pair}
-    text = {name: _texts(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
-    shown = pd.DataFrame(text, columns=list(text))
+    shown = _in_words(frame, columns)
     if by is not None:
-        keys = [name for name in text if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
+        keys = [name for name in shown if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
         order = shown.set_index(keys).index.unique()
-        shown = shown.pivot(index=keys, columns=by, values=[name for name in text if name not in (*keys, by)])
+        shown = shown.pivot(index=keys, columns=by, values=[name for name in shown if name not in (*keys, by)])
         shown = shown.loc[order].fillna("")
     style = shown.style.set_table_styles([{"selector": "td, th", "props": "text-align: right; white-space: nowrap"}])
     return style if by is not None else style.hide(axis="index")
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Return `frame` as a LaTeX table for the package booktabs, with the cells of `show`."""
+    style = _in_words(frame).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    return str(style.to_latex(hrules=True))
+
+
+def _in_words(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the `columns` of `frame` (empty: all) as texts, those of an interval within the cells of its value."""
+    ends = {end for pair in _interval_columns(frame).values() for end in pair}
+    text = {name: _texts(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
+    return pd.DataFrame(text, columns=list(text))
 
 
 def _texts(frame: pd.DataFrame, name: str) -> list[str]:

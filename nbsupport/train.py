@@ -22,6 +22,7 @@ from nbsupport.runtime import (
     forward,
     frozen,
     laid_out,
+    logits,
     predict,
     repeatable,
     rows_per_batch,
@@ -190,15 +191,26 @@ def fit_schedule(
 
     "benign" is an epoch on the images as they are, "single" one on a single step of 1.25 `eps` from a random start,
     "pgd" one on `steps` steps of PGD within `eps`, under which `pgd_accuracy` is measured too. `settings` are
-    `fit`'s.
+    `fit`'s. Without an epoch, as for a model that is trained already, the history is one row of what the model is like
+    as it stands: its loss is that of the validation images.
     """
     for kind in schedule:
         checks.choice(kind, ("benign", "single", "pgd"), name="schedule")
     pgd = linf_adversary(eps=eps, steps=steps, step_size=step_size, generator=generator)
     single = linf_adversary(eps=eps, steps=1, step_size=1.25 * eps, generator=generator)
     adversaries = {"benign": None, "single": single, "pgd": pgd}
+    if not schedule:
+        return _as_it_stands(model, validation, pgd)
     settings |= {"validation": validation, "evaluation_adversary": pgd, "generator": generator}
     return fit(model, images, epochs=len(schedule), adversary=[adversaries[kind] for kind in schedule], **settings)
+
+
+def _as_it_stands(model: nn.Module, judged: ImageSet, adversary: Adversary) -> pd.DataFrame:
+    began = time.perf_counter()
+    _check_classes(model, judged)
+    loss = F.cross_entropy(logits(model, judged.x).cpu(), judged.y)
+    rates = {"benign_accuracy": accuracy(model, judged), "pgd_accuracy": accuracy(model, judged, adversary)}
+    return pd.DataFrame([{"epoch": 0, "loss": float(loss), **rates, "seconds": time.perf_counter() - began}])
 
 
 def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:

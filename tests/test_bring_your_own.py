@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ipywidgets
 import pytest
+from conftest import one_thread
 from PIL import Image
 
 from nbsupport import store
@@ -53,10 +54,10 @@ def test_the_lines_give_every_table_and_the_explorer(
     module, calls = printed()
     (tmp_path / "my_module.py").write_text(module)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     lines = calls.strip().splitlines()
     names: dict[str, object] = {}
-    exec("\n".join([*lines[:-1], f"explorer = {lines[-1]}"]), names)
+    with one_thread():
+        exec("\n".join([*lines[:-1], f"explorer = {lines[-1]}"]), names)
     run = store.existing_run(tmp_path / "runs" / "mine")
     assert [run.state(stage).name for stage in STAGES] == ["complete"] * 7
     assert run.settings.model == "my_module:Net"

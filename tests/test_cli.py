@@ -68,9 +68,15 @@ def test_parameters_name_the_folder_and_reach_the_run(here: Path) -> None:
         (("run", "-p", "n"), "requires 2 arguments"),
         (("run", "-p", "n", "1", "-p", "n", "2"), "expected every parameter once"),
         (("run", "--run-dir", "notebooks/03_attacks.ipynb"), "is a file"),
+        (
+            ("run", "--run-dir", "notebooks/03_attacks.ipynb/run"),
+            "03_attacks.ipynb is a file; choose another --run-dir",
+        ),
+        (("run", "--run-dir", "x" * 300), "File name too long"),
         (("run", "folder:absent"), "with a PATH that exists"),
         (("status", "absent"), "does not exist"),
         (("status", "."), "is not a run folder: it holds no run.json"),
+        (("export", "."), "is not a run folder: it holds no run.json"),
         (("sweep", "absent.yaml"), "does not exist"),
         (("bench", "everything"), "'attacks', 'boundary', 'region', 'published', 'all'"),
         (("bench", "region", "--images", "0"), "0 is not in the range x>=1"),
@@ -176,6 +182,18 @@ def test_the_status_of_a_run(here: Path) -> None:
     assert whole.output.splitlines()[-1].startswith("  07_adaptive_attacks ")
 
 
+def test_an_export_goes_into_the_run_folder_and_not_over_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("run", "--preset", "smoke", "--run-dir", "a")
+    given: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("nbsupport.runner.export.export", lambda run, target, echo: given.append(target))
+        assert call("export", "a").exit_code == call("export", "a", "--to", "b").exit_code == 0
+    assert given == [here / "a" / "export", Path("b")]
+    result = call("export", "a", "--to", "a")
+    assert result.exit_code == 2
+    assert "which holds a run" in result.output
+
+
 def test_a_file_that_cannot_be_read_exits_with_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call("run", "--preset", "smoke", "--run-dir", "a")
     monkeypatch.setattr(report, "tables", raising(PermissionError(errno.EACCES, "Permission denied", "a.csv")))
@@ -261,7 +279,7 @@ def test_an_interrupted_bench_says_where_its_rows_are(here: Path, monkeypatch: p
     assert len(json.loads(Path("rows.json").read_text())["rows"]) == 1
 
 
-@pytest.mark.parametrize("words", [(), ("run",), ("status",), ("sweep",), ("bench",)])
+@pytest.mark.parametrize("words", [(), ("run",), ("status",), ("export",), ("sweep",), ("bench",)])
 def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
     result = call(*words, "--help")
     assert result.exit_code == 0

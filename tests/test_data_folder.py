@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +132,24 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])
 
 
+def enlarge(file: Path) -> None:
+    """Write a PNG whose header promises 900 million pixels."""
+    Image.new("L", (1, 1)).save(file)
+    data = file.read_bytes()
+    header = data[12:16] + struct.pack(">II", 30_000, 30_000) + data[24:29]
+    file.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+
+def test_a_link_back_to_its_own_folder_is_not_followed(tmp_path: Path) -> None:
+    colour_tree(tmp_path)
+    before = data.load(f"folder:{tmp_path}", train=True)
+    (tmp_path / "train" / "cat" / "again").symlink_to(".", target_is_directory=True)
+    (tmp_path / "train" / "dog" / "up").symlink_to("../cat", target_is_directory=True)
+    found = data.load(f"folder:{tmp_path}", train=True)
+    cats = int((before.y == 0).sum())
+    assert len(found) == len(before) + cats  # those of `up`, once: `again` and `up/again` lead back
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no folder": (
         lambda root: remove(root),
@@ -184,6 +205,16 @@ SPOILT: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         lambda root: cut(root / "train/cat/2.png"),
         ValueError,
         "expected an image that Pillow reads in .*train/cat/2.png",
+    ),
+    "pipe": (
+        lambda root: os.mkfifo(root / "train/dog/pipe.png"),
+        ValueError,
+        "expected an image that Pillow reads in .*train/dog/pipe.png: it is no regular file",
+    ),
+    "too large": (
+        lambda root: enlarge(root / "train/dog/b.png"),
+        ValueError,
+        "expected an image that Pillow reads in .*train/dog/b.png: .* exceeds limit",
     ),
     "16 bits": (
         lambda root: Image.fromarray(np.zeros((4, 5), np.uint16)).save(root / "train/cat/2.png"),

@@ -63,6 +63,21 @@ def test_original_cifar10_images(cifar10_npz: Path) -> None:
         ({"train_y": np.zeros((4, 1), int)}, r"got int64 of shape \(4, 1\)"),
         ({"train_y": np.array([0, -1, 1, 1])}, "expected labels from 0 in train_y, got a minimum of -1"),
         ({"test_y": np.zeros(0, int)}, "expected labels from 0 in test_y, got no label"),
+        (
+            {"test_y": np.array([0, 3, 2**63 + 5], np.uint64)},
+            "expected labels from 0 in test_y, got 9223372036854775813",
+        ),
+        ({"train_y": np.array([0, 10**9, 1, 1])}, "numbered from 0, in .* got labels up to 1000000000 of 7 images"),
+        ({"train_y": np.zeros(4, int), "test_y": np.zeros(3, int)}, "at least two classes, .* got labels up to 0"),
+        (
+            {"train_x": np.zeros((4, 3, 5, 6), np.uint8)},
+            r"expected train_x of uint8 as \(N, H, W, C\), .* with numpy.moveaxis\(train_x, 1, -1\)",
+        ),
+        (
+            {"train_x": np.zeros((4, 5, 6, 3), np.float32)},
+            r"of float32 as \(N, C, H, W\), .* with numpy.moveaxis\(train_x, -1, 1\)",
+        ),
+        ({"train_x": np.array(list("abcd"))}, "expected train_x as uint8 .* got <U1"),
         ({"train_x": np.array([b"a", [1]], object)}, "expected numbers in train_x of .* got Python objects"),
     ],
 )

@@ -424,7 +424,7 @@ class TestModel:
 
     def train(self, run: Run, *, epochs: int = 2, skip: int = 0) -> tuple[nn.Module, Any]:
         images = run.train.first(96 + skip)
-        model = suite.new_model(run.settings, images)
+        model = suite.new_model(run.settings, images, "normal")
         images = replace(images, x=images.x[skip:], y=images.y[skip:])
         history = run.keep_model("normal", train.fit, model, images, seed=("training",), epochs=epochs)
         return model, history
@@ -455,9 +455,30 @@ class TestModel:
 
     def test_a_replaced_model_file_is_made_again(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         trained, _ = self.train(run)
-        other = suite.new_model(run.settings, run.train)
+        other = suite.new_model(run.settings, run.train, "normal")
         models.save(other, run.path("models/normal.safetensors"))
         self.train(reopened(run.dir))
         assert "out of date, made again: normal model" in capsys.readouterr().out
         again = reopened(run.dir).model("normal")
         assert torch.equal(next(again.parameters()), next(trained.parameters()))
+
+    def test_given_weights_that_change_are_noticed(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / "w.pt"
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            torch.save(models.build("digits_cnn", in_shape=(1, 8, 8), num_classes=10).state_dict(), path)
+            given = store.open_run(run.dir, dataset="digits", preset="smoke", overrides={"weights": str(path)})
+            model, recipe = (
+                suite.new_model(given.settings, given.train, "normal"),
+                suite.training(given.settings)["normal"],
+            )
+            state = given.state("02_training")
+            assert state.name == ("outdated" if seed else "missing")
+            assert ("the given weights changed" in state.faults) == bool(seed)
+            given.keep_model("normal", train.fit_schedule, model, given.train, given.train.first(50), **recipe)
+            given.finish("02_training")
+            assert given.state("02_training").name == "complete"
+            stored = store.existing_run(run.dir).model("normal").state_dict()
+            assert all(
+                torch.equal(stored[name], tensor) for name, tensor in torch.load(path, weights_only=True).items()
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,3 +348,75 @@ def test_analytic_models_have_no_parameters_and_follow_the_dtype(analytic, image
 def test_impossible_analytic_models(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.fixture
+def trained():
+    return built(seed=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [
+        ("a.safetensors", lambda state, path: save_file({n: t.contiguous() for n, t in state.items()}, path)),
+        ("a.pt", torch.save),
+        ("a.ckpt", lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path)),
+        ("a.pth", lambda state, path: torch.save({"net": {f"module.{n}": t for n, t in state.items()}}, path)),
+        ("a.bin", lambda state, path: torch.save({name: tensor.double() for name, tensor in state.items()}, path)),
+    ],
+)
+def test_weights_made_elsewhere_are_taken(trained, name, store, tmp_path):
+    store(trained.state_dict(), tmp_path / name)
+    model = built()
+    models.load_weights(model, tmp_path / name)
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(model.eval()(x), trained.eval()(x))
+    assert next(model.parameters()).dtype == torch.float32
+
+
+class Unpickled:
+    """What a file must not bring to life."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        (
+            lambda path: torch.save(Unpickled(), path),
+            "expected weights in .*a.pt, as a safetensors file or a state dict",
+        ),
+        (lambda path: torch.save(built(), path), "expected weights in .*a.pt, as a safetensors file or a state dict"),
+        (
+            lambda path: torch.save(torch.ones(3), path),
+            "expected a state dict in .*a.pt, got Tensor; store model.state_dict",
+        ),
+        (lambda path: path.write_bytes(b"no weights"), "expected weights in .*a.pt"),
+        (lambda path: path.write_bytes(b""), "expected weights in .*a.pt"),
+        (
+            lambda path: torch.save(built(num_classes=3).state_dict(), path),
+            "expected weights of DigitsCNN in .* got others",
+        ),
+        (lambda path: torch.save({}, path), "expected weights of DigitsCNN in .*Missing key"),
+        (lambda path: torch.save({"a": 1}, path), "expected weights of DigitsCNN in .* got others"),
+    ],
+)
+def test_what_are_no_weights_of_the_model_is_refused(trained, store, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
+        models.load_weights(trained, tmp_path / "a.pt")
+    assert not Path("executed").exists()
+
+
+def test_a_damaged_safetensors_file_of_weights_is_refused(trained, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\x10" + bytes(30))
+    with pytest.raises(ValueError, match=r"expected weights in .*a.safetensors"):
+        models.load_weights(trained, tmp_path / "a.safetensors")
+
+
+def test_absent_weights_are_named(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a file of weights, found no file .*a.pt"):
+        models.load_weights(trained, tmp_path / "a.pt")

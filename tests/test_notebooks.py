@@ -256,7 +256,7 @@ class TestImages:
         found = smoke.load_all("boundary")
         for (model, name), part in probed.groupby(["model", "examples"]):
             assert part["index"].tolist() == smoke.inputs(f"boundary/{model}/{name}")["index"].tolist()
-            assert (part.y == smoke.test.y[part["index"].to_numpy()].numpy()).all()
+            assert (part.y == smoke.test.y.numpy()[part["index"]]).all()
             assert (model, name) in found
         images = images.drop(probed.index)
         for _, part in images.groupby("model"):

@@ -51,9 +51,10 @@ def test_magnitudes_end_at_the_largest_one(step, largest, count):
     [
         ({"magnitude_step": 0}, "expected magnitude_step above 0, got 0.0"),
         ({"magnitude_step": 0.2, "magnitude_max": 0.1}, "expected magnitude_max at least 0.2, got 0.1"),
+        ({"magnitude_step": 1e-12}, "expected at most 10000 magnitudes, got 990000000"),
     ],
 )
-def test_a_grid_without_a_magnitude_is_refused(overrides, message):
+def test_a_grid_without_a_magnitude_or_with_too_many_is_refused(overrides, message):
     settings = presets.settings("digits", overrides=overrides)
     with pytest.raises(ValueError, match=message):
         _ = settings.magnitudes
@@ -176,6 +177,7 @@ def test_overrides_do_not_leak_into_the_presets():
         ("detector_folds", 1, "expected detector_folds as a whole number of at least 2, got 1"),
         ("detector_folds", 101, r"as many images as folds \(101\), got n=100; raise n or lower detector_folds"),
         ("detector_on", "some", "expected detector_on to be one of main, every"),
+        ("directions", 17, "expected at least 36 rays, .* got 34 from directions 17 and their negations"),
         ("seed", -1, "expected seed as a whole number of at least 0, got -1"),
     ],
 )

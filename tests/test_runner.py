@@ -92,6 +92,13 @@ def test_a_run_folder_and_the_root_become_absolute(folder: Path) -> None:
         ("digits", {"radius": -1}, "expected radius above 0 and at most 1, got -1"),
         ("digits", {"magnitude_step": 0}, "expected magnitude_step above 0"),
         ("digits", {"model": "digits_cn"}, "expected model to be one of .* did you mean 'digits_cnn'"),
+        ("digits", {"pgd_model": "resnet2"}, "expected pgd_model to be one of .* did you mean 'resnet20'"),
+        (
+            "digits",
+            {"weights": "absent.pt"},
+            "expected weights as a file of weights, or 'own', found no file .*absent.pt",
+        ),
+        ("digits", {"pgd_weights": "absent.pt"}, "expected pgd_weights as a file of weights"),
         ("digits", {"model": "nowhere.to_be:found"}, "expected model as package.module:function .* got 'nowhere"),
     ],
 )
@@ -109,6 +116,18 @@ def test_other_parameters_in_the_folder_are_refused(folder: Path) -> None:
     plan(folder).open()
     with pytest.raises(ParametersDiffer, match="n: 12 -> 7"):
         plan(folder, run_dir="runs/digits-smoke", n=7)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder.parent / "locked" / "run"
+    target.parent.mkdir()
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))  # root may write everywhere
+    with pytest.raises(
+        ValueError, match=r"expected a run folder that may be written to, got .*/locked/run, but .*/locked"
+    ):
+        runner.plan("digits", "smoke", {}, target, folder=folder)
+    assert asked == [(target.parent, os.W_OK | os.X_OK)]
 
 
 def test_the_description_marks_parameters_and_tells_what_would_run(folder: Path) -> None:

@@ -125,6 +125,17 @@ def test_results_without_run_json_are_left_alone(run: Run) -> None:
     assert sorted(path for path in run.dir.rglob("*") if path.is_file()) == before
 
 
+def test_a_run_keeps_to_the_threads_it_was_created_with(run: Run) -> None:
+    before = torch.get_num_threads()
+    assert manifest.read(run.dir)["threads"] == before
+    manifest.update(run.dir, lambda contents: contents.update(threads=before + 1))
+    try:
+        store.open_run(run.dir, dataset="digits", preset="smoke")
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 # run.json, whoever wrote it
 
 
@@ -132,6 +143,7 @@ def test_results_without_run_json_are_left_alone(run: Run) -> None:
     ("change", "why"),
     [
         (lambda c: c.pop("stages"), "run.json lacks the entry 'stages'"),
+        (lambda c: c.update(threads="two"), "expected run.json.threads as int, got str"),
         (lambda c: c.update(parameters=[]), "expected run.json.parameters as dict, got list"),
         (lambda c: c["stages"].update({"03_attacks": {}}), "stages.03_attacks lacks the entry 'seconds'"),
         (lambda c: c["stages"]["03_attacks"].pop("outputs"), "stages.03_attacks lacks the entry 'outputs'"),
@@ -221,6 +233,12 @@ def test_the_images_are_read_once(run: Run) -> None:
 def test_too_few_training_images_are_told(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", train_n=30)
     with pytest.raises(ValueError, match=r"expected at least 400 training images.*got 30; lower .*validation_n"):
+        run.train  # noqa: B018
+
+
+def test_more_directions_than_pixels_are_refused(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", directions=65)
+    with pytest.raises(ValueError, match=r"expected at most 64 directions, one for each pixel and channel, got 65"):
         run.train  # noqa: B018
 
 

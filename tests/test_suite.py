@@ -63,7 +63,7 @@ def networks(digits_train: ImageSet) -> dict[str, nn.Module]:
     fitted, validation = digits_train.split(100)
     for which, last in (("normal", "benign"), ("pgd", "single")):
         recipe = {**suite.training(s)[which], "schedule": ["benign"] * 4 + [last]}
-        found[which] = suite.new_model(s, digits_train)
+        found[which] = suite.new_model(s, digits_train, which)
         train.fit_schedule(found[which], fitted, validation, **recipe, generator=runtime.seeded(0, which))
     return found
 
@@ -89,7 +89,7 @@ def test_the_schedule_named_pgd_has_no_single_steps() -> None:
 
 def test_a_new_model_depends_on_the_seed_alone(digits: ImageSet) -> None:
     before = torch.get_rng_state()
-    first, again, other = (suite.new_model(settings(seed=seed), digits) for seed in (3, 3, 4))
+    first, again, other = (suite.new_model(settings(seed=seed), digits, "normal") for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)
     states = [
@@ -97,6 +97,31 @@ def test_a_new_model_depends_on_the_seed_alone(digits: ImageSet) -> None:
     ]
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def test_given_weights_are_measured_and_not_trained(
+    networks: dict[str, nn.Module], digits: ImageSet, tmp_path: Path
+) -> None:
+    torch.save(networks["normal"].state_dict(), tmp_path / "w.pt")
+    s = settings(pgd_weights=str(tmp_path / "w.pt"))
+    assert suite.schedules(s) == {"normal": "normal", "pgd": "given"}
+    recipe, model = suite.training(s)["pgd"], suite.new_model(s, digits, "pgd")
+    history = train.fit_schedule(model, digits, digits.first(100), **recipe)
+    (row,) = history.to_dict("records")
+    with torch.no_grad():
+        z = networks["normal"](digits.x[:100])
+    assert row["benign_accuracy"] == (z.argmax(1) == digits.y[:100]).double().mean().item()
+    assert row["loss"] == pytest.approx(float(nn.functional.cross_entropy(z, digits.y[:100])), rel=1e-5)
+    assert row["pgd_accuracy"] < row["benign_accuracy"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, networks["normal"].state_dict()[name])
+    assert suite.kept_epochs({"pgd": history}) == {"pgd": 0}
+
+
+def test_the_hardened_model_may_be_another(digits: ImageSet) -> None:
+    s = settings(pgd_model="resnet20")
+    kinds = {which: type(suite.new_model(s, digits, which)).__name__ for which in store.MODELS}
+    assert kinds == {"normal": "DigitsCNN", "pgd": "ResNet20"}
 
 
 def test_a_schedule_trains_each_epoch_on_what_it_says(digits_train: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +135,7 @@ def test_a_schedule_trains_each_epoch_on_what_it_says(digits_train: ImageSet, mo
     monkeypatch.setattr(train, "linf_adversary", adversary)
     monkeypatch.setattr(train, "fit", lambda *arguments, **options: given.update(options))
     few, schedule = digits_train.first(8), ["benign", "single", "pgd"]
-    model = suite.new_model(settings(), few)
+    model = suite.new_model(settings(), few, "normal")
     train.fit_schedule(model, few, few, schedule=schedule, eps=0.2, steps=7, step_size=0.05, lr=0.3)
     assert given["adversary"] == [None, "1 steps", "7 steps"]
     assert given["evaluation_adversary"] == "7 steps"

@@ -156,7 +156,7 @@ def _trained(s: presets.Settings, narrator: Narrator) -> nn.Module:
     """Return a normally trained model of a data set in `EPOCHS`."""
     fitted = data.load(s.dataset, train=True, limit=TRAIN_N[s.dataset])
     validation = data.load(s.dataset, train=False, limit=_VALIDATION)
-    model, epochs = suite.new_model(s, fitted), EPOCHS[s.dataset]
+    model, epochs = suite.new_model(s, fitted, "normal"), EPOCHS[s.dataset]
     batches = epochs * math.ceil(len(fitted) / s.batch_size)
     narrator.say(f"{s.model} is trained on {len(fitted):,} images of {s.dataset}, {epochs} epochs, {batches} batches")
     tick = narrator.ticker("training", batches, "batches")

@@ -4,7 +4,7 @@ import functools
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+_CHANNELS = (1, 3)
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def read_folder(path: Path, *, train: bool, limit: int | None, name: str) -> ImageSet:
@@ -78,13 +80,22 @@ def _files_by_class(part: Path) -> dict[str, list[str]]:
     for folder in sorted(entry.name for entry in part.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         found[folder] = sorted(
             os.path.join(where, file)  # noqa: PTH118  # 60,000 Path objects take 0.6 s longer
-            for where, _, files in os.walk(part / folder, followlinks=True)
+            for where, files in _walk(part / folder)
             for file in files
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in suffixes  # noqa: PTH122
         )
         if not found[folder]:
             raise ValueError(f"expected images in every class folder, found none in {part / folder}")
     return found
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below `top`, and the files in it; a link back to a folder that holds it is not followed."""
+    for where, folders, files in os.walk(top, followlinks=True):
+        above = {os.path.realpath(where)}
+        above |= {os.path.realpath(path) for path in (top, *Path(where).parents) if path.is_relative_to(top)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) not in above]  # noqa: PTH118
+        yield where, files
 
 
 def in_turn(by_class: Iterable[list[str]], limit: int | None) -> tuple[list[str], list[int]]:
@@ -104,17 +115,23 @@ def _is_grey(file: str) -> bool:
     """Return whether `file` is stored as grey; reads its header only, 50 us, and once."""
     try:
         return _stored_grey(*version(file))
-    except (OSError, ValueError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise _damaged(file, error) from error
 
 
 @functools.lru_cache(maxsize=2**18)
 def _stored_grey(file: str, size: int, changed: int) -> bool:
-    with Image.open(file) as image:
+    with _opened(file) as image:
         if image.mode != "P":
             return image.mode in _GREY
         palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
+
+
+def _opened(file: str) -> Image.Image:
+    if not os.path.isfile(file):  # noqa: PTH113  # a pipe would be waited for
+        raise ValueError("it is no regular file")
+    return Image.open(file)
 
 
 def _decode(files: list[str], mode: str, *, like: str) -> _Array:
@@ -123,16 +140,16 @@ def _decode(files: list[str], mode: str, *, like: str) -> _Array:
     One thread, 0.1 ms an image of 32x32: Pillow holds the interpreter for most of it, and with two or eight
     threads 20,000 images took 1.1 to 2 times as long.
     """
-    with Image.open(like) as image:
+    with _opened(like) as image:
         size = image.size
     pixels = np.empty((len(files), size[1], size[0], len(mode)), np.uint8)
     for row, file in enumerate(files):
         try:
-            with Image.open(file) as image:
+            with _opened(file) as image:
                 found, depth = image.size, image.mode
                 if found == size and depth not in _DEEP:
                     pixels[row] = _bytes(image, mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except _UNREADABLE as error:
             raise _damaged(file, error) from error
         if found != size:
             raise ValueError(
@@ -172,8 +189,9 @@ def read_npz(path: Path, *, train: bool, limit: int | None, name: str) -> ImageS
     FileNotFoundError
         Where there is no such file.
     ValueError
-        Where the file is no npz file or is damaged, an array is missing, has another type or rank, or holds
-        Python objects, images lie outside [0, 1], labels are negative, or lengths disagree.
+        Where the file is no npz file or is damaged, an array is missing, has another type, rank or order of axes, or
+        holds Python objects, images lie outside [0, 1], lengths disagree, labels are negative or name more classes
+        than there are images, or there is one class only.
     """
     import torch
 
@@ -198,6 +216,13 @@ def read_npz(path: Path, *, train: bool, limit: int | None, name: str) -> ImageS
             f"expected {part}_x as uint8 (N, H, W, C) or float32 (N, C, H, W), got {images.dtype} of shape "
             f"{images.shape}; convert with .astype, add a missing channel axis with [..., None]"
         )
+    here, there = (-1, 1) if images.dtype == np.uint8 else (1, -1)
+    if images.shape[here] not in _CHANNELS and images.shape[there] in _CHANNELS:
+        order = "uint8 as (N, H, W, C)" if here == -1 else "float32 as (N, C, H, W)"
+        raise ValueError(
+            f"expected {part}_x of {order}, got the shape {images.shape}, whose channels seem to be elsewhere; "
+            f"move them with numpy.moveaxis({part}_x, {there}, {here})"
+        )
     x, pixel_max = torch.from_numpy(images[:limit]), 1.0
     if images.dtype == np.uint8:
         x, pixel_max = unit_images(x), 255.0
@@ -205,6 +230,12 @@ def read_npz(path: Path, *, train: bool, limit: int | None, name: str) -> ImageS
         checks.images(x, name=f"{part}_x")
         x = x if len(x) == len(images) else x.clone()
     num_classes = 1 + max(int(array.max()) for array in labels.values())
+    count = sum(map(len, labels.values()))
+    if not 2 <= num_classes <= count:
+        raise ValueError(
+            f"expected labels of at least two classes, numbered from 0, in {path}, got labels up to {num_classes - 1} "
+            f"of {count} images; number the classes 0, 1, 2, ..."
+        )
     return ImageSet(x, torch.from_numpy(y[:limit]), tuple(map(str, range(num_classes))), pixel_max, name)
 
 
@@ -238,4 +269,6 @@ def _labels(y: _Array, array: str) -> np.ndarray[tuple[int, ...], np.dtype[np.in
         raise ValueError(
             f"expected labels from 0 in {array}, got {f'a minimum of {y.min()}' if len(y) else 'no label'}"
         )
+    if y.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"expected labels from 0 in {array}, got {y.max()}; number the classes 0, 1, 2, ...")
     return y.astype(np.int64)

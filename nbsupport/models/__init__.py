@@ -5,8 +5,12 @@ Beside them stand models whose boundary is known exactly.
 
 import importlib
 import json
+import pickle
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +19,7 @@ from nbsupport import checks, files
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 from nbsupport.models.architectures import DigitsCNN, MnistCNN, ResNet20, WideResNet34
 
+_NESTED = ("state_dict", "model_state_dict", "model", "net")  # under which checkpoints hold the weights
 _NETWORKS = {"digits_cnn": DigitsCNN, "mnist_cnn": MnistCNN, "resnet20": ResNet20, "wrn_34_10": WideResNet34}
 NAMES = tuple(_NETWORKS)
 
@@ -109,3 +114,54 @@ def load(path: str | Path) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"expected {path} to fit what {name} builds now; train it again ({error})") from None
     return model.eval()
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Put the weights in `path`, made anywhere, into `model`.
+
+    The file is a safetensors file, or a state dict written by `torch.save`, also one within a checkpoint, or of a model
+    in DataParallel. Nothing in it can execute code.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ValueError
+        For a file of another kind, or weights that do not fit the model.
+    """
+    state = _state(Path(path))
+    nested = [state[name] for name in _NESTED if isinstance(state.get(name), Mapping)]
+    state = dict(nested[0] if nested else state)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ValueError(
+            f"expected weights of {type(model).__name__} in {path}, got others; choose the model that they are of "
+            f"({reason})"
+        ) from None
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file or a file of `torch.save` holds by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of weights, found no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+        raise ValueError(
+            f"expected weights in {path}, as a safetensors file or a state dict of torch.save, got: {reason}"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"expected a state dict in {path}, got {type(state).__name__}; store model.state_dict() with torch.save"
+        )
+    return dict(state)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -65,10 +66,10 @@ def plan(
     ------
     ValueError
         For an unknown name or a value of the wrong type, a data set that does not exist, a run folder with other
-        parameters (`ParametersDiffer`) or with results whose run.json is gone, or a notebook that does not take the
-        parameters.
-    FileNotFoundError
-        If a notebook is absent.
+        parameters (`ParametersDiffer`) or with results whose run.json is gone, one that cannot be written to, or a
+        notebook that does not take the parameters.
+    OSError
+        If a notebook is absent, or the run folder cannot be looked for, such as with a name that is too long.
     """
     if dataset.endswith(":"):
         raise ValueError(f"expected a path after {dataset!r}")
@@ -81,7 +82,20 @@ def plan(
     if (job.run_dir / manifest.NAME).exists():
         manifest.require_same(job.run_dir, manifest.read(job.run_dir)["parameters"], settings)
     store.require_fresh(job.run_dir)
+    _require_writable(job.run_dir)
     return job
+
+
+def _require_writable(run_dir: Path) -> None:
+    """Raise ValueError unless this process may write in `run_dir`, or make it; OSError where it cannot be one."""
+    above = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"expected a run folder, got {run_dir}, but {above} is a file; choose another --run-dir")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"expected a run folder that may be written to, got {run_dir}, but {above} may not; "
+            "choose another --run-dir"
+        )
 
 
 def _default_dir(settings: presets.Settings, *, named: bool) -> Path:
@@ -98,13 +112,19 @@ def _require_sources(s: presets.Settings) -> None:
         checks.choice(f"{kind}:PATH" if colon else source, presets.DATASETS, name=name)
         if colon and not Path(path).exists():
             raise ValueError(f"expected {name} {kind}:PATH with a PATH that exists, got {path}")
-    package = s.model.partition(":")[0].partition(".")[0]
-    if ":" not in s.model:
-        from nbsupport import models  # which loads torch
+    for name, model in (("model", s.model), ("pgd_model", s.pgd_model or s.model)):
+        package = model.partition(":")[0].partition(".")[0]
+        if ":" not in model:
+            from nbsupport import models  # which loads torch
 
-        checks.choice(s.model, models.NAMES, name="model")
-    elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
-        raise ValueError(f"expected model as package.module:function of a package that is installed, got {s.model!r}")
+            checks.choice(model, models.NAMES, name=name)
+        elif importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [str(Path.cwd())]) is None:
+            raise ValueError(
+                f"expected {name} as package.module:function of a package that is installed, got {model!r}"
+            )
+    for name, weights in (("weights", s.weights), ("pgd_weights", s.pgd_weights)):
+        if weights not in (None, presets.OWN) and not Path(weights).is_file():
+            raise ValueError(f"expected {name} as a file of weights, or {presets.OWN!r}, found no file {weights}")
 
 
 def describe(job: Job) -> str:

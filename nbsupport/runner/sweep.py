@@ -53,7 +53,8 @@ def read(path: Path, *, folder: Path | None = None) -> list[Point]:
     for name, values in axes.items():
         axes[name] = values if isinstance(values, list) else [values]
         if not axes[name] or any(isinstance(value, list | dict) for value in axes[name]):
-            raise ValueError(f"expected a value or a list of values for {name}, got {values!r}")
+            got = "an empty list" if values == [] else "a list or mapping inside"  # however large, by YAML's aliases
+            raise ValueError(f"expected a value or a list of values for {name}, got {got}")
     points = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))

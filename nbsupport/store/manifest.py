@@ -27,6 +27,7 @@ STAGES = (
     *("05_boundary_analysis", "06_detector", "07_adaptive_attacks"),
 )
 NAME = "run.json"
+_READ = {"training": "the training images", "test": "the test images", "weights": "the given weights"}
 _REMEDY = "choose another run folder, or delete this one"
 _STAGE = {"seconds": float, "finished": str, "device": str, "outputs": dict, "made_from": dict}
 
@@ -60,7 +61,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 def _require(manifest: Any) -> None:
     """Raise ValueError, naming the entry, unless `manifest` is what `create` and `finish` write."""
-    _entry(manifest, "run.json", {"parameters": dict, "stages": dict})
+    _entry({"threads": 1, **manifest}, "run.json", {"parameters": dict, "stages": dict, "threads": int})
     for stage, entry in manifest["stages"].items():
         _entry(entry, f"stages.{stage}", _STAGE)
         for rel in (*entry["outputs"], *entry["made_from"].get("files", {})):
@@ -84,13 +85,13 @@ def _inside(rel: Any) -> bool:
     return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
-def create(run_dir: Path, settings: presets.Settings, device: str) -> None:
-    """Make the folder of a new run on `device`, with its run.json."""
+def create(run_dir: Path, settings: presets.Settings, *, device: str, threads: int) -> None:
+    """Make the folder of a new run on `device`, which computes on so many `threads` of a CPU, with its run.json."""
     versions = {"python": platform.python_version(), "nbsupport": __version__}
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
     versions |= {package: importlib.metadata.version(package) for package in packages}  # without importing them
-    made_with = {"parameters": dataclasses.asdict(settings), "versions": versions, "commit": commit(), "device": device}
-    write(run_dir, {**made_with, "batch_sizes": {}, "stages": {}})
+    made_with = {"parameters": dataclasses.asdict(settings), "versions": versions, "commit": commit()}
+    write(run_dir, {**made_with, "device": device, "threads": threads, "batch_sizes": {}, "stages": {}})
 
 
 def write(run_dir: Path, manifest: Mapping[str, Any]) -> None:
@@ -211,10 +212,10 @@ def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, A
         try:
             same = fingerprint(part, parameters) == digest
         except (OSError, ValueError) as error:
-            yield f"the {part} images cannot be read ({error})"
+            yield f"{_READ[part]} cannot be read ({error})"
         else:
             if not same:
-                yield f"the {part} images changed"
+                yield f"{_READ[part]} changed"
     for rel, digest in made_from.get("files", {}).items():
         if not (run_dir / rel).is_file() or content(run_dir / rel) != digest:
             yield f"{rel} changed"
@@ -226,7 +227,10 @@ def _changed(run_dir: Path, entry: Mapping[str, Any], parameters: Mapping[str, A
 
 
 def fingerprint(part: str, parameters: Mapping[str, Any]) -> str:
-    """Return the digest of the files that the images of `part` ("training" or "test") are read from."""
+    """Return the digest of the files that the `part` of `_READ` is read from."""
+    if part == "weights":
+        named = [parameters[name] for name in ("weights", "pgd_weights")]
+        return " ".join(str(name if name in (None, presets.OWN) else files.file_digest(Path(name))) for name in named)
     train = part == "training"
     return data.fingerprint(parameters["train_data" if train else "test_data"], train=train, root=parameters["root"])
 

@@ -89,7 +89,7 @@ class Run:
     def train(self) -> ImageSet:
         """The training images, the validation part among them (the last `validation_n`).
 
-        Raises ValueError where fewer than twice `validation_n` are there.
+        Raises ValueError where fewer than twice `validation_n` are there, or a run has more directions than pixels.
         """
         from nbsupport import data
 
@@ -99,6 +99,11 @@ class Run:
             raise ValueError(
                 f"expected at least {2 * s.validation_n} training images, of which {s.validation_n} are kept "
                 f"aside for validation, got {len(images)}; lower that with -p validation_n N"
+            )
+        if (s.directions or 0) > images.x[0].numel():
+            raise ValueError(
+                f"expected at most {images.x[0].numel()} directions, one for each pixel and channel, got "
+                f"{s.directions}; lower that with -p directions N"
             )
         self._uses_data("training")
         return images
@@ -308,6 +313,8 @@ class Run:
             if done % 20 == 0 or done == total:
                 self.journal.report(stage, what, done, total, "batches")
 
+        if self.settings.weights or self.settings.pgd_weights:
+            self._uses_data("weights")
         options = {**settings, "checkpoint": checkpoint, "progress": progress, **self._generator(fit, seed)}
         history: pd.DataFrame = fit(model, *inputs, **options)
         models.save(model, path, made_from=json.dumps(made_from))
@@ -501,6 +508,8 @@ def open_run(
 ) -> Run:
     """Return the run in `run_dir`, which is created where it does not exist.
 
+    This process computes on as many threads as the one that created it: another number rounds sums differently.
+
     Where the folder holds a run with other settings they are replaced: what differs is printed and recorded, and the
     stages that it makes out of date are named.
 
@@ -513,14 +522,17 @@ def open_run(
     RunInUse
         Where settings differ and another process runs in the folder.
     """
+    import torch
+
     settings = presets.settings(dataset, preset, overrides)
     run = Run(Path(run_dir).expanduser().resolve(), settings)
     if run.path(manifest.NAME).exists():
         _adopt(run)
+        torch.set_num_threads(manifest.read(run.dir).get("threads", torch.get_num_threads()))
     else:
         require_fresh(run.dir)
         run.dir.mkdir(parents=True, exist_ok=True)
-        manifest.create(run.dir, settings, str(run.device))
+        manifest.create(run.dir, settings, device=str(run.device), threads=torch.get_num_threads())
     return run
 
 
