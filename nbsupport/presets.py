@@ -118,7 +118,8 @@ class Settings:
     detector_scale: float = 1.0
 
     # 07_adaptive_attacks
-    adaptive_n: int = 30  # attacked images given to every adaptive attack
+    adaptive_n: int = 30  # attacked images given to every adaptive attack, the first in stored order
+    adaptive_passes: int = 4000  # network evaluations that one attack may spend on an image, about
 
     @property
     def magnitudes(self) -> list[float]:

@@ -3,9 +3,9 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nbsupport import adaptive, boundary, checks, models, region, runtime
 from nbsupport import attacks as kernels
-from nbsupport import boundary, checks, models, region, runtime
+from nbsupport.adaptive import Judged
 from nbsupport.attacks import Attack, Stability
 from nbsupport.attacks.optmargin import draw_views
 from nbsupport.boundary import Profile, Slice
 from nbsupport.data import ImageSet
+from nbsupport.detector import Detector
 from nbsupport.presets import MODELS, OWN, Settings
 
 BENIGN = "benign"
@@ -28,6 +30,10 @@ OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
 _FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
 _INDICATED = 32  # images of each attack on which signs of failure are looked for
+VOTE = ("vote", math.nan)
+DEFENCES = ("point", "vote", "detector", "vote + detector")
+TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
+_MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Kernel = Callable[..., Attack]
@@ -37,6 +43,7 @@ Results = Mapping[Keys, Attack]
 Profiles = Mapping[str, Profile]  # of one model, by examples
 Positions = Mapping[str, Tensor]  # in the test set, alike
 Tensors = Mapping[Keys, Tensor]  # of both models
+Evasion = tuple[str, float]  # a defence, and the false-positive rate of its detector; NaN: it has none
 
 # Training
 
@@ -416,6 +423,249 @@ def trials(s: Settings, profiles: Profiles, positions: Positions) -> dict[str, t
     benign, adversarial, spread = zip(*pairs.values(), strict=True)
     chosen = {name: pair for name, pair in pairs.items() if s.detector_on == "every" or name in MAIN}
     return chosen | {"all": (Profile.cat(list(benign)), Profile.cat(list(adversarial)), torch.cat(spread))}
+
+
+# Attacks on the defences
+
+
+@dataclass(frozen=True)
+class Defended:
+    """The images of one model on which its defences are attacked, and what is known of each of the N images."""
+
+    index: Tensor  # (N,), positions in the test set
+    x: Tensor  # (N, C, H, W)
+    y: Tensor  # (N,)
+    fold: Tensor  # (N,), of which the detector judges the image
+    budget: Tensor  # (N,): the RMS of the image's own OPTMARGIN, [0, 1] units; the mean where that failed
+    start: Tensor  # (N, C, H, W): the image's own OPTMARGIN
+    profile: Profile  # the boundary around the images
+    detectors: list[Detector]  # one a fold; none where no attack succeeded on enough images
+    thresholds: dict[float, Tensor]  # false-positive rate -> (N,) the score from which the image is flagged, or NaN
+
+
+def defended(
+    s: Settings,
+    images: ImageSet,
+    optmargin: Attack,
+    profiles: tuple[Profile, Tensor],
+    detectors: Sequence[Detector],
+    thresholds: pd.DataFrame,
+) -> Defended:
+    """Return the first `adaptive_n` images that OPTMARGIN attacked and whose benign version was probed.
+
+    `profiles`: of the benign versions, and their positions; `detectors`: of `all` attacks, one a fold; `thresholds`:
+    the rows of thresholds.csv about the model.
+    """
+    profile, at = profiles
+    rows = optmargin.correct[at].nonzero().squeeze(1)[: s.adaptive_n]
+    index = at[rows]
+    fold, success = folds(s, index), optmargin.success[index]
+    rms = optmargin.rms[index]
+    budget = torch.where(success, rms, rms[success].mean()) if success.any() else torch.full_like(rms, s.view_eps)
+    chosen = thresholds[(thresholds.detector == "network") & (thresholds.trained_on == "all") & (thresholds.seed == 0)]
+    known = {(row["target_fpr"], row["fold"]): float(row["threshold"]) for row in chosen.to_dict("records")}
+    flags = {
+        rate: torch.tensor([known.get((rate, int(each)), math.nan) for each in fold], dtype=torch.float64)
+        for rate in TARGETS
+    }
+    known_of_each = images.x[index], images.y[index], fold, budget, optmargin.x_adv[index], profile.take(rows)
+    return Defended(index, *known_of_each, [*detectors], flags)
+
+
+def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, dict[str, Any]]]:
+    """Return the attacks on the defences by name: a kernel, and what it is given image by image.
+
+    Each spends about `adaptive_passes` network evaluations on an image. "EOT-least" and the attacks with views look for
+    the nearest image, the others for the best one within the budget or, after a number in the name, so many budgets.
+    """
+    seen = tuple(given.x.shape[1:])
+    start = {"start": given.start}
+    vote = partial(adaptive.through_vote, radius=s.radius, steps=max(1, s.adaptive_passes // 32), points=16)
+    found: dict[str, tuple[Kernel, dict[str, Any]]] = {"EOT-least": (vote, {})}
+    for share in (1.0, 0.75):
+        found[_at("EOT", share)] = vote, {"budget": share * given.budget, **start}
+    for name, offsets in adaptive_views(s, seen).items():
+        steps = min(s.ddn_steps, max(1, s.adaptive_passes // (len(offsets) + 10)))
+        options: dict[str, Any] = {"offsets": offsets, "steps": steps, "precision": s.precision}
+        found[f"views-{name}"] = partial(adaptive.through_views, **options), {}
+    rays = min(32, max(4, s.adaptive_passes // 500))
+    search: dict[str, Any] = {"directions": directions(s, seen), "magnitudes": s.magnitudes}
+    search |= {"rays": rays, "steps": max(1, s.adaptive_passes // (24 * rays))}
+    if given.detectors:
+        past = partial(adaptive.past_detector, detectors=given.detectors, **search)
+        strict = given.thresholds[min(TARGETS)].nan_to_num(0.5)  # not known: as a detector is used without one
+        aim = {"fold": given.fold, "threshold": strict, **start}
+        for share in (1.0, 0.75, 1.5):
+            found[_at("selective", share)] = past, {"budget": share * given.budget, **aim}
+        found["orthogonal"] = partial(past, rule="orthogonal"), {"budget": given.budget, **aim}
+        found["selective-vote"] = partial(past, radius=s.radius), {"budget": given.budget, **aim}
+    like = partial(adaptive.mimic, **search)
+    return found | {"mimic": (like, {"profile": given.profile, "budget": given.budget, **start})}
+
+
+def _at(name: str, share: float) -> str:
+    """Return the name of an attack within `share` of the budget."""
+    return name if share == 1 else f"{name}-{share:g}"
+
+
+def judging(s: Settings, given: Defended, *, secret: bool) -> Callable[..., Judged]:
+    """Return `adaptive.judge` with the run's defences; `secret`: along other directions too, which no attack has seen.
+
+    Its points of the vote are to be drawn from another seed than the attack's.
+    """
+    in_shape = tuple(given.x.shape[1:])
+    own = directions(s, in_shape)
+    half = len(own) // (1 + s.negate)
+    other = boundary.directions(
+        math.prod(in_shape), half, negate=s.negate, generator=runtime.seeded(s.seed, "secret directions")
+    )
+    options: dict[str, Any] = {"radius": s.radius, "samples": s.samples, "precision": s.precision}
+    options |= {"detectors": given.detectors, "magnitudes": s.magnitudes, "directions": own}
+    return partial(adaptive.judge, secret=other if secret else None, **options)
+
+
+def evaded(given: Defended, judged: Judged, rows: Tensor) -> dict[Evasion, Tensor]:
+    """Return for each (defence, false-positive rate) on which images (n,) bool it was evaded; the rate is NaN for none.
+
+    `rows` (n,): which of the given images `judged` is about. A detector whose threshold is not known is left out. Where
+    it was asked along secret directions too, these defences are named after them.
+    """
+    y = given.y[rows]
+    point, vote = judged.point != y, judged.vote != y
+    found = {("point", math.nan): point, VOTE: vote}
+    scores = {"detector": judged.score, "detector, secret rays": judged.secret}
+    for rate, every in given.thresholds.items():
+        threshold = every[rows]
+        for name, score in scores.items():
+            if given.detectors and not threshold.isnan().any() and not bool(score[point | vote].isnan().any()):
+                found[name, rate] = point & (score < threshold)
+                found[f"vote + {name}", rate] = vote & (score < threshold)
+    return found
+
+
+class Attempt(NamedTuple):
+    """One attack on the defences of one model."""
+
+    model: str
+    attack: str
+    source: str  # the model that the attack saw
+    transfer: bool  # it knew nothing of the defences
+    rows: Tensor  # (n,), which of the given images
+    rms: Tensor  # (n,), [0, 1] units
+    evaded: Mapping[Evasion, Tensor]  # (n,) bool each
+
+
+def transferred(given: Defended, attack: Attack) -> tuple[Tensor, Attack]:
+    """Return which of the given images `attack` was given too (n,), and its results on these."""
+    rows = (given.index < len(attack)).nonzero().squeeze(1)
+    return rows, attack.take(given.index[rows])
+
+
+def tried(
+    given: Defended, attacked: Mapping[str, Attack], aware: Mapping[str, Attack]
+) -> list[tuple[str, bool, Tensor, Attack]]:
+    """Return all attacks on one model: the name, whether it is transferred, which given images it had, its results.
+
+    `attacked` are those of notebook 3, which know nothing of the defences, `aware` those that do.
+    """
+    parts = [(name, True, *transferred(given, attack)) for name, attack in attacked.items()]
+    every = torch.arange(len(given.index))
+    return [part for part in parts if len(part[2])] + [(name, False, every, each) for name, each in aware.items()]
+
+
+def evasion_points(
+    attempts: Sequence[Attempt], attacked: Mapping[str, Attack], aware: Mapping[str, Attack], given: Defended
+) -> list[tuple[str, float | str, Attack, Tensor]]:
+    """Return rows for `tables.evasion` on one model: EOT with parts of the budget; PGD and OPTSTRONG as points."""
+    rows: list[tuple[str, float | str, Attack, Tensor]] = []
+    shares = {"EOT-0.75": 0.75, "EOT": 1.0}
+    for one in [one for one in attempts if VOTE in one.evaded]:
+        if one.attack in shares:
+            rows.append(("EOT, in budgets", shares[one.attack], aware[one.attack], ~one.evaded[VOTE]))
+        elif one.attack in ("PGD", "OPTSTRONG"):
+            rows.append(("published", one.attack, transferred(given, attacked[one.attack])[1], ~one.evaded[VOTE]))
+    return rows
+
+
+def adaptive_warnings(
+    s: Settings, networks: Networks, every: Mapping[str, Defended], aware: Results, attempts: Sequence[Attempt]
+) -> pd.DataFrame:
+    """Return a row for each sign that an attack on a defence did not do what it could; none is what one wants.
+
+    The signs of `attacks.failure_indicators`, on misclassification alone: an attack with a budget is compared to random
+    signs of that RMS on the images that stayed right. And "transfer beats it", of each defence: images on which an
+    attack that knows nothing of the defence succeeded within the budget and none that knows it did. Columns as
+    `warnings`.
+    """
+    rows = []
+    views = {which: adaptive_views(s, tuple(given.x.shape[1:])) for which, given in every.items()}
+    for (which, name), attack in aware.items():
+        given, model = every[which], networks[which]
+        fooled = (runtime.predict(model, attack.x_adv).cpu() != given.y) & attack.correct
+        options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators")}
+        nearest = name.startswith("views-") or name.endswith("-least")
+        options |= {"views": views[which][name.removeprefix("views-")]} if name.startswith("views-") else {}
+        options |= {} if nearest else {"eps": float(given.budget.min())}
+        judged = replace(attack, success=attack.success if "views" in options else fooled)
+        signs = kernels.failure_indicators(model, given.x, given.y, judged, **options)
+        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
+    for which, given in every.items():
+        n = len(given.index)
+        for (defence, rate), kinds in least_rms([one for one in attempts if one.model == which], n).items():
+            if len(kinds) == 3 and defence in DEFENCES[1:]:  # both kinds, and all together
+                within = {kind: values <= given.budget * (1 + 1e-4) for kind, values in kinds.items()}
+                missed = int((within["transferred"] & ~within["adaptive"]).sum())
+                message = f"on {missed} of {n} images only an attack that knows nothing of the defence succeeds; "
+                message += "suspect masked gradients, raise adaptive_passes"
+                said = defence if math.isnan(rate) else f"{defence} at {rate:g}"
+                rows += [(which, said, "transfer beats it", missed / n, n, message)] * (missed > _MISSED * n)
+    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+
+
+def crossed(networks: Networks, every: Mapping[str, Defended], attacked: Results) -> list[Attempt]:
+    """Return every attack on one model tried on the point classifier of the other."""
+    found = []
+    for (source, name), attack in attacked.items():
+        for which, given in every.items():
+            rows, part = transferred(given, attack)
+            if which != source and len(rows):
+                fooled = runtime.predict(networks[which], part.x_adv).cpu() != given.y[rows]
+                evasions = {("point", math.nan): fooled}
+                found.append(Attempt(which, name, source, True, rows, part.rms, evasions))
+    return found
+
+
+def least_rms(attempts: Iterable[Attempt], images: int) -> dict[Evasion, dict[str, Tensor]]:
+    """Return for each defence the RMS (N,) of the nearest of each image's versions that evaded it, inf where none did.
+
+    By kind of attack: "transferred", "adaptive" and "all"; [0, 1] units.
+    """
+    found: dict[Evasion, dict[str, Tensor]] = {}
+    for attempt in attempts:
+        for key, evaded in attempt.evaded.items():
+            kinds = found.setdefault(key, {})
+            for kind in ("transferred" if attempt.transfer else "adaptive", "all"):
+                least = kinds.setdefault(kind, torch.full((images,), torch.inf))
+                own = torch.where(evaded, attempt.rms, torch.inf)
+                kinds[kind] = least.index_put((attempt.rows,), torch.minimum(least[attempt.rows], own))
+    return found
+
+
+def adaptive_views(s: Settings, in_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return views (V, C, H, W) for OPTMARGIN, the image itself among them.
+
+    "hypercube": points of the vote; "large": up to twice as many as in notebook 3, and half as large again; "rays":
+    along directions of the detector.
+    """
+    seed, dim = runtime.seeded(s.seed, "adaptive views"), math.prod(in_shape)
+    most = min(s.views, dim + 1) - 1
+    zero = torch.zeros(1, *in_shape)
+    points = s.radius * region.draw("hypercube", most, zero, seed).view(-1, *in_shape)
+    every = directions(s, in_shape)
+    chosen = every[torch.randperm(len(every), generator=seed)[:most]]
+    large = draw_views(in_shape, eps=1.5 * s.view_eps, views=min(2 * s.views, dim + 1), generator=seed)
+    found = {"hypercube": torch.cat((points, zero)), "large": large}
+    return found | {"rays": torch.cat((s.view_eps * chosen.view(-1, *in_shape), zero))}
 
 
 # One image

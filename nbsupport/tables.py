@@ -17,6 +17,7 @@ from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from nbsupport import intervals
+from nbsupport.adaptive import Judged
 from nbsupport.attacks import Attack, Stability, best_of
 from nbsupport.baselines import Judge
 from nbsupport.boundary import Audit, Geometry, Profile, purity
@@ -24,7 +25,19 @@ from nbsupport.data import ImageSet
 from nbsupport.detector import calibrate
 from nbsupport.intervals import Rate, wilson
 from nbsupport.region import Vote
-from nbsupport.suite import BENIGN, CONTROLS, Keys, Results, Tensors, of_model, ray_medians
+from nbsupport.suite import (
+    BENIGN,
+    CONTROLS,
+    TARGETS,
+    Attempt,
+    Defended,
+    Keys,
+    Results,
+    Tensors,
+    least_rms,
+    of_model,
+    ray_medians,
+)
 
 
 def _with_interval(*names: str) -> tuple[str, ...]:
@@ -59,13 +72,18 @@ _JUDGE = ["model", "detector", "trained_on"]
 SCORES = (*_JUDGE, "seed", "fold", "examples", "index", "score")
 THRESHOLDS = (*_JUDGE, "seed", "fold", "target_fpr", "threshold", "n_benign")
 DETECTOR = (*_JUDGE, "tested_on", "target_fpr", "threshold", "n_benign", "n_adversarial", *_ERRORS, "note")
-TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
 _CALIPER = 0.2  # of a standard deviation of the median distances: what a matched image may differ by
 STABILITY = ("model", "examples", "n", "flips_alone", "flips_batch", "flips_float64", "flips_8bit")
 GEOMETRY = (
     *("model", "examples", "n", *_with_interval("triple_cells"), "triple_share"),
     *("crossings", "reentry_share", "reentry_low", "reentry_high", "mean_angle"),
 )
+ADAPTIVE = (
+    *("model", "defence", "attack", "source_model", "transfer", "n"),
+    *_with_interval("success_rate"),
+    *("budget_rms", "fpr", "median_rms"),
+)
+COST = ("model", "defence", "fpr", "attacks", "budgets", "n", *_with_interval("success_rate"))
 AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 
 
@@ -172,6 +190,12 @@ def images(first: pd.DataFrame, *others: pd.DataFrame, controls: pd.DataFrame | 
     for frame in others:
         joined = joined.merge(frame, how="left", on=KEY, validate="one_to_one")
     return _typed(joined.reindex(columns=list(IMAGES)))
+
+
+def stacked(*frames: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of several frames of images, one below the other; as `images` names and types them."""
+    joined = pd.concat([frame.astype(object) for frame in frames], ignore_index=True)
+    return _typed(joined.reindex(columns=list(IMAGES)).infer_objects())
 
 
 def _typed(images: pd.DataFrame) -> pd.DataFrame:
@@ -506,7 +530,8 @@ def evasion(
     known, frame = about.set_index("attack"), []
     for curve, demand, attack, kept in rows:
         if curve == "published":
-            demand = f"{demand} ({known.solver[demand]}, {known.variant[demand]})"
+            said = [each for each in (known.solver[demand], known.variant[demand]) if isinstance(each, str)]
+            demand = f"{demand} ({', '.join(said)})" if said else demand
         elif curve == "size of the views":
             demand = pixel_max * float(demand)
         right, rms = attack.correct, attack.rms[attack.success]
@@ -541,6 +566,93 @@ def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
     """
     rows = [(model, name, len(one), *_cells(share(one.differs))) for (model, name), one in found.items()]
     return pd.DataFrame(rows, columns=[*AUDIT])
+
+
+def adaptive(attempts: Sequence[Attempt], every: Mapping[str, Defended], *, pixel_max: float) -> pd.DataFrame:
+    """Return adaptive.csv, columns `ADAPTIVE`: one row an attack on a defence within the budget, and one without one.
+
+    Within the budget an image counts as a success only where its RMS is at most that of the image's own OPTMARGIN;
+    `budget_rms` is the mean of these, and empty in the row without a budget. `median_rms`, there, is the median RMS
+    over all n images, infinite where the attack failed. `fpr` is the false-positive rate of the detector's threshold.
+    The last row of each defence, "minimum", counts an image that any attack evaded, transferred ones included.
+    """
+    rows = []
+    for model, given in every.items():
+        own = [attempt for attempt in attempts if attempt.model == model]
+        budget = pixel_max * float(given.budget.mean()) if len(given.index) else math.nan
+        for key, kinds in least_rms(own, len(given.index)).items():
+            defence, fpr = key
+            tried = [(one.attack, one.source, one.transfer, one.rows, one.rms, one.evaded.get(key)) for one in own]
+            least, everyone = kinds["all"], torch.arange(len(given.index))
+            tried.append(("minimum", model, False, everyone, least, least.isfinite()))
+            for attack, source, transfer, at, rms, evaded in tried:
+                if evaded is None or ("secret" in defence and attack == "minimum"):
+                    continue
+                within = evaded & (rms <= given.budget[at] * (1 + 1e-4))
+                median = pixel_max * float(torch.where(evaded, rms, torch.inf).quantile(0.5, interpolation="higher"))
+                said = (model, defence, attack, source, transfer, len(at))
+                rows.append((*said, *_cells(share(within)), budget, fpr, math.nan))
+                rows.append((*said, *_cells(share(evaded)), math.nan, fpr, median))
+    return pd.DataFrame(rows, columns=[*ADAPTIVE])
+
+
+def mimicked(
+    model: str,
+    given: Defended,
+    attack: Attack,
+    judged: Judged,
+    vote: Vote,
+    profile: Profile,
+    *,
+    radius: float,
+    pixel_max: float,
+) -> pd.DataFrame:
+    """Return the rows of images.csv about the examples "mimic" of one model.
+
+    `profile` is of the images that succeeded; None where there is none.
+    """
+    key, at = (model, "mimic"), attack.success.nonzero().squeeze(1)
+    first = attacked({key: attack}, {model: attack.correct}, given.y, pixel_max=pixel_max)
+    columns: dict[str, Any] = {"detector_part": given.fold, "detector_score": judged.score}
+    columns["detector_threshold"] = given.thresholds[min(given.thresholds)]
+    votes, probes = voted({key: vote}, {key: judged.point}, given.y), pd.DataFrame(columns=[*KEY])
+    if profile is not None:
+        options: dict[str, Any] = {"radius": radius, "num_classes": vote.counts.shape[1], "pixel_max": pixel_max}
+        probes = probed({key: profile}, {key: at}, **options)
+    frame = images(first, votes, probes, _rows(key, **columns))
+    frame = frame[frame.examples == key[1]]
+    return frame.assign(index=given.index[torch.from_numpy(frame["index"].to_numpy(int))].numpy())
+
+
+def evasion_cost(
+    attempts: Sequence[Attempt], every: Mapping[str, Defended], budgets: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0)
+) -> pd.DataFrame:
+    """Return adaptive_cost.csv, columns `COST`: success of the nearest version of each image, by kind of attack.
+
+    `budgets` are multiples of each image's own budget.
+    """
+    rows = []
+    for model, given in every.items():
+        own = [attempt for attempt in attempts if attempt.model == model]
+        for (defence, fpr), kinds in least_rms(own, len(given.index)).items():
+            for kind, least in kinds.items():
+                for budget in budgets:
+                    rate = share(least <= given.budget * budget * (1 + 1e-4))
+                    rows.append((model, defence, fpr, kind, budget, rate.n, *_cells(rate)))
+    return pd.DataFrame(rows, columns=[*COST])
+
+
+def overstated(cost: pd.DataFrame) -> pd.DataFrame:
+    """Return where adaptive attacks succeed more often than transferred ones, the intervals not overlapping.
+
+    `cost` is from `evasion_cost`. Columns: model, defence, fpr, budgets, and both rates with their intervals.
+    """
+    key, rates = ["model", "defence", "fpr", "budgets"], [*_with_interval("success_rate")]
+    sides = {kind: cost[cost.attacks == kind][[*key, *rates]] for kind in ("transferred", "adaptive")}
+    both = sides["transferred"].merge(sides["adaptive"], on=key, suffixes=("_t", "_a"))
+    names = {f"success_rate{end}_{kind[0]}": f"{kind}_rate{end}" for kind in sides for end in ("", "_low", "_high")}
+    apart = both.rename(columns=names)
+    return apart[apart.adaptive_rate_low > apart.transferred_rate_high].reset_index(drop=True)
 
 
 def _sets(images: pd.DataFrame) -> list[tuple[Keys, pd.DataFrame]]:

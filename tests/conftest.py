@@ -99,7 +99,7 @@ def cuda() -> torch.device:
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> runner.Job:
-    """The job of one smoke run of all six notebooks on `digits`, which is done."""
+    """The job of one smoke run of all notebooks on `digits`, which is done."""
     planned = runner.plan("digits", "smoke", {}, tmp_path_factory.mktemp("smoke") / "run")
     with one_thread():
         runner.run(planned, lambda line: None)

@@ -59,7 +59,7 @@ def test_the_lines_give_every_table_and_the_explorer(
     with one_thread():
         exec("\n".join([*lines[:-1], f"explorer = {lines[-1]}"]), names)
     run = store.existing_run(tmp_path / "runs" / "mine")
-    assert [run.state(stage).name for stage in STAGES] == ["complete"] * 6
+    assert [run.state(stage).name for stage in STAGES] == ["complete"] * 7
     assert run.settings.model == "my_module:Net"
     tables = {path.stem for path in (run.dir / "tables").glob("*.csv")}
     assert tables >= {"datasets", "training", "attacks", "region", "boundary", "geometry", "detector", "claims"}

@@ -44,7 +44,7 @@ def test_the_default_is_all_of_digits_standard(here: Path) -> None:
     result = call("run")
     assert result.exit_code == 0, result.output
     assert f"run folder {here / 'runs' / 'digits-standard'}" in result.output
-    assert "stage 6/6 06_detector" in result.output
+    assert "stage 7/7 07_adaptive_attacks" in result.output
     assert "jupyter lab" in result.output
 
 
@@ -173,13 +173,13 @@ def test_the_status_of_a_run(here: Path) -> None:
     call("run", "--preset", "smoke", "--run-dir", "a")
     result = call("status", "a")
     assert result.exit_code == 0
-    assert result.output.count("complete, ") == 6
+    assert result.output.count("complete, ") == 7
     assert "tables/03_attacks.csv" not in result.output
     whole = call("status", "a", "--tables")
     assert whole.output.startswith(result.output)
     assert "\ntables/03_attacks.csv\n n  share\n12  0.333\n" in whole.output
-    assert str(here / "a" / "figures" / "06_detector.png") in whole.output
-    assert whole.output.splitlines()[-1].startswith("  06_detector ")
+    assert str(here / "a" / "figures" / "07_adaptive_attacks.png") in whole.output
+    assert whole.output.splitlines()[-1].startswith("  07_adaptive_attacks ")
 
 
 def test_an_export_goes_into_the_run_folder_and_not_over_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ LAYERS = [
     "labels pool",
     "data models train",
     "attacks baselines boundary detector region",
+    "adaptive",
     "suite tables claims",
     "store",
     "runner plots",

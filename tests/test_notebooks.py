@@ -1,4 +1,4 @@
-"""The six notebooks: their form without running them, and one smoke run of all that the tests look into."""
+"""The notebooks: their form without running them, and one smoke run of all that the tests look into."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nbsupport.store import STAGES, Run, journal
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = {"dataset": "digits", "preset": "standard", "run_dir": "../runs/digits-standard", "overrides": {}}
-KERNELS = ("attacks", "boundary", "data", "detector", "models", "region", "train")
+KERNELS = ("adaptive", "attacks", "boundary", "data", "detector", "models", "region", "train")
 TABLES = {
     "attacks": tables.ATTACKS,
     "region": tables.REGION,
@@ -33,6 +33,8 @@ TABLES = {
     "stability": tables.STABILITY,
     "geometry": tables.GEOMETRY,
     "audit": tables.AUDIT,
+    "adaptive": tables.ADAPTIVE,
+    "adaptive_cost": tables.COST,
     "warnings": ("model", "attack", "indicator", "share", "n", "what_to_do"),
 }
 
@@ -164,7 +166,7 @@ def test_the_command_line_accepts_the_parameters() -> None:
         notebooks.require(FOLDER, STAGES, {**PARAMETERS, "presets": "smoke"})
 
 
-# What follows looks into one smoke run of all six notebooks, the fixture `planned`.
+# What follows looks into one smoke run of all notebooks, the fixture `planned`.
 
 
 def outputs(run: Run, stage: str) -> list[dict[str, Any]]:
@@ -222,7 +224,7 @@ def test_a_second_run_reuses_everything(planned: runner.Job) -> None:
     lines: list[str] = []
     runner.run(planned, lines.append)
     assert [line for line in lines if line.startswith("stage ")] == [
-        f"stage {number}/6 {stage}: complete and verified, reused" for number, stage in enumerate(STAGES, 1)
+        f"stage {number}/7 {stage}: complete and verified, reused" for number, stage in enumerate(STAGES, 1)
     ]
 
 

@@ -214,7 +214,7 @@ def test_all_stages_run_in_order_and_the_results_are_told(planned: Job, monkeypa
         "  no verdict on FGSM, PGD, OPTBRITTLE, OPTMARGIN: 7 images, 30 are needed",
     ]
     titles = [line for line in lines if line.startswith("stage ")]
-    assert titles == [f"stage {number}/6 {stage}: What does it ask?" for number, stage in enumerate(STAGES, 1)]
+    assert titles == [f"stage {number}/7 {stage}: What does it ask?" for number, stage in enumerate(STAGES, 1)]
     assert f"python -m nbsupport status {planned.run_dir} --tables" in lines[-1]
 
 
@@ -224,7 +224,7 @@ def test_a_complete_run_is_reused(planned: Job, monkeypatch: pytest.MonkeyPatch)
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == []
     assert [line for line in lines if line.startswith("stage ")] == [
-        f"stage {number}/6 {stage}: complete and verified, reused" for number, stage in enumerate(STAGES, 1)
+        f"stage {number}/7 {stage}: complete and verified, reused" for number, stage in enumerate(STAGES, 1)
     ]
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_output_is_named_and_its_stage_alone_runs_again(
     fake = FakeKernel()
     lines = run(planned, monkeypatch, fake)
     assert fake.calls == ["03_attacks"]
-    assert "stage 3/6 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
+    assert "stage 3/7 03_attacks: runs again: damaged or missing attacks/normal/a.safetensors" in lines
     assert len(artifact.read_bytes()) == len(before)
 
 

@@ -722,7 +722,7 @@ def test_a_distortion_needs_a_length(length: float) -> None:
         suite.distorted(torch.zeros(1, 2, 2), [length])
 
 
-# What follows looks into one smoke run of all six notebooks.
+# What follows looks into one smoke run of all notebooks.
 
 
 def read(smoke: Run, name: str) -> pd.DataFrame:

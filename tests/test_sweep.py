@@ -169,7 +169,7 @@ def test_the_stages_run_there_in_order(planned: Job, client: Any, monkeypatch: p
     for _ in range(2):
         runner.run(planned, lines.append, execute=sweep.submit(client, planned))
     assert fake.calls == list(STAGES)  # the second time all is complete
-    assert "stage 6/6 06_detector: complete and verified, reused" in lines
+    assert "stage 7/7 07_adaptive_attacks: complete and verified, reused" in lines
 
 
 @pytest.mark.slow

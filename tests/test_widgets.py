@@ -499,3 +499,19 @@ def test_progress_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
     explorer = Driver(widgets.instance_explorer(run.dir))
     assert explorer.data == {"state": "error"}
     assert "03_attacks makes it: run" in explorer.text
+
+
+def test_mimic_is_one_of_the_attacks_once_notebook_7_has_run(stored: Stored, explorer: Driver, copy: Path) -> None:
+    assert stored.names[-1] == "mimic"
+    shown = explorer(model="normal", attack="mimic")
+    assert (shown["state"], shown["attack"]) == ("ready", "mimic")
+    index = int(shown["index"])
+    row = stored.row("normal", "mimic", index)
+    one = stored.single("normal", "mimic", index)
+    kept = stored.run.load("adaptive/normal/mimic")
+    place = stored.run.inputs("adaptive/normal/mimic")["index"].tolist().index(index)
+    assert torch.equal(torch.as_tensor(one.adversarial.image), kept.x_adv[place])
+    assert one.adversarial.vote == row.vote
+    assert (one.adversarial.profile is not None) == bool(row.success)
+    unfinished(copy, "07_adaptive_attacks")
+    assert "mimic" not in Stored(store.existing_run(copy)).names

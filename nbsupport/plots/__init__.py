@@ -16,7 +16,15 @@ from nbsupport.plots.curves import (
 )
 from nbsupport.plots.images import attack_grid, class_counts, montage, pixel_values, rms_examples, variants_side_by_side
 from nbsupport.plots.instance import Version, instance_boundary, instance_panels, live_panels
-from nbsupport.plots.results import claims_overview, error_rates, evasion_cost, region_accuracy, roc
+from nbsupport.plots.results import (
+    attack_matrix,
+    claims_overview,
+    error_rates,
+    evasion_cost,
+    evasion_curves,
+    region_accuracy,
+    roc,
+)
 from nbsupport.plots.schematic import decision_regions, detector_architecture
 from nbsupport.plots.slices import hypercube_outline, slice_figure
 from nbsupport.plots.style import EXAMPLES, class_colours, examples_colour, nothing_to_show

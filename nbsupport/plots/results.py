@@ -1,16 +1,17 @@
 """Figures of results: accuracy, error rates, ROC, evasion, claims."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from nbsupport import checks, claims, intervals, tables
+from nbsupport import checks, claims, intervals, suite, tables
 from nbsupport.plots import arrays, style
 
 _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (below)": (0.2, 0.4)}  # place, paleness
@@ -208,6 +209,111 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
         fig.legend(*shown, loc="outside lower center", ncols=2, frameon=False)
     count = " or ".join(f"{n:g}" for n in table.drop(published.index)["n"].unique())
     return style.headline(fig, f"One part of the demand grows along each curve (n={count}); Wilson 95 % intervals")
+
+
+@style.house_style()
+def attack_matrix(table: pd.DataFrame) -> Figure:
+    """Return how often each attack (rows) evades each defence (columns) of one model within the budget.
+
+    Each cell holds the success rate in per cent with its 95 % interval below. Attacks that knew nothing of the defence
+    stand above the line; the last row is the minimum over all attacks. Attacks on another model are left out.
+
+    Parameters
+    ----------
+    table
+        Rows of adaptive.csv about one model; rows without a budget are not shown.
+
+    Raises
+    ------
+    ValueError
+        For an empty table or a missing column, more than one model, and where no row has a budget.
+    """
+    arrays.columns(table, tables.ADAPTIVE, name="the adaptive table")
+    if len(models := list(dict.fromkeys(table["model"]))) > 1:
+        raise ValueError(f"expected the adaptive table of one model, got {', '.join(models)}; draw them one by one")
+    within = table[table["budget_rms"].notna() & (table["source_model"] == table["model"])]
+    if within.empty:
+        raise ValueError("expected a row with a budget in the adaptive table, got none; give the attacks some images")
+    flags = within["fpr"].map(lambda rate: "" if np.isnan(rate) else f"\nfpr {100 * rate:g} %")
+    within = within.assign(column=within["defence"].str.replace(", ", ",\n").str.replace(" + ", "\n+ ") + flags)
+    rows, columns = (list(dict.fromkeys(within[name])) for name in ("attack", "column"))
+    fig = style.figure(1.3 + 0.33 * len(rows))
+    ax = fig.subplots()
+    cells = 100 * within.set_index(["attack", "column"])[["success_rate" + end for end in _ENDS]]
+    value, low, high = (cells[name].unstack().reindex(rows, columns=columns) for name in cells)
+    text = value.map("{:.0f}".format) + low.map("\n{:.0f}-".format) + high.map("{:.0f}".format)
+    look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
+    seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.0}, ax=ax, **look)
+    for row, column in np.argwhere(value.isna()):
+        ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")
+    first = within.drop_duplicates("attack")
+    for edge in (int(first["transfer"].sum()), len(rows) - 1):
+        ax.axhline(edge, color=style.BLACK, linewidth=1.5)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(rotation=0)
+    ax.grid(False)
+    budget, n = within["budget_rms"].iloc[0], style.span(list(within["n"]))
+    said = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
+    return style.headline(fig, said + "the 95 % interval; above the line attacks that knew nothing of the defence")
+
+
+@style.house_style()
+def evasion_curves(
+    attempts: Sequence[suite.Attempt],
+    *,
+    images: int,
+    defences: Sequence[str] = ("vote", "detector"),
+    points: Sequence[str] = ("PGD", "OPTSTRONG"),
+    pixel_max: float = 1.0,
+) -> Figure:
+    """Return what share of the images each defence holds at every RMS, transferred and adaptive attacks apart.
+
+    Parameters
+    ----------
+    attempts
+        The attacks on one model.
+    images
+        How many images they were given.
+    defences
+        Those shown, a panel for each threshold of their detector.
+    points
+        Attacks that also stand as stars, at their mean RMS, with the share that the defence holds against them.
+    pixel_max
+        The axis is in units of [0, pixel_max].
+
+    Raises
+    ------
+    ValueError
+        Where no defence was attacked.
+    """
+    least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in defences}
+    if not least:
+        raise ValueError(f"expected an attack on one of {', '.join(defences)}, got none; pass attempts on one model")
+    last = 1.05 * pixel_max * max(float(one.rms.max()) for one in attempts)
+    fig = style.panels(map(_defence, least), 4.0, sharex=True, sharey=True)
+    for ax, (key, kinds) in zip(fig.axes, least.items(), strict=True):
+        for colour, kind in zip(style.PALETTE, [kind for kind in kinds if kind != "all"], strict=False):
+            rms = np.sort(pixel_max * kinds[kind].double().numpy())
+            at = np.concatenate([[0.0], rms[np.isfinite(rms)], [last]])
+            counts = [images - k for k in range(len(at) - 1)]
+            held, low, high = arrays.spread([intervals.wilson(k, images) for k in (*counts, counts[-1])])
+            ax.step(at, held, where="post", color=colour, label=kind)
+            ax.fill_between(at, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+        for one in [one for one in attempts if one.attack in points and key in one.evaded]:
+            rate, colour = tables.share(~one.evaded[key]), style.examples_colour(one.attack)
+            error = style.whiskers([rate.value], [rate.low], [rate.high])
+            look: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none", "color": colour}
+            ax.errorbar([pixel_max * float(one.rms.mean())], [rate.value], error, label=one.attack, **look)
+        ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")
+        ax.yaxis.set_major_formatter("{x:.0%}")
+    fig.axes[0].set_ylabel("images that the defence holds")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return style.headline(fig, f"The nearest version of each of {images} images that evades; bands: 95 % intervals")
+
+
+def _defence(key: suite.Evasion) -> str:
+    defence, rate = key
+    return defence if np.isnan(rate) else f"{defence}, fpr {100 * rate:g} %"
 
 
 @style.house_style()

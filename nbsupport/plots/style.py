@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbsupport.intervals import Rate
 
 WIDTH = 9.0  # inches, a notebook's column
-BLACK, DARK, VIOLET = "#1a1a1a", "#5a5a5a", "#5d3a9b"
+BLACK, DARK, VIOLET, TEAL = "#1a1a1a", "#5a5a5a", "#5d3a9b", "#44aa99"
 
 # seaborn's "colorblind" palette, written out so that a figure does not change with seaborn's version.
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
@@ -38,6 +38,7 @@ EXAMPLES = {
     "noise": GREY,
     "errors": VIOLET,
     "all": DARK,
+    "mimic": TEAL,
 }
 VERDICTS = {"holds": BLUE, "fails": VERMILLION, "undecided": "#cacaca", "mixed": YELLOW}
 

@@ -1,6 +1,6 @@
 """A grid of runs: every combination of data sets, presets and parameters, each in its own run folder.
 
-They run here, one after another, or on a dask scheduler: six tasks a run, one after another, on a file system that
+They run here, one after another, or on a dask scheduler: seven tasks a run, one after another, on a file system that
 all workers see.
 """
 

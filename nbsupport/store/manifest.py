@@ -22,7 +22,10 @@ from filelock import FileLock, Timeout
 from nbsupport import __version__, data, files, presets
 from nbsupport.store import kept
 
-STAGES = ("01_datasets", "02_training", "03_attacks", "04_region_classification", "05_boundary_analysis", "06_detector")
+STAGES = (
+    *("01_datasets", "02_training", "03_attacks", "04_region_classification"),
+    *("05_boundary_analysis", "06_detector", "07_adaptive_attacks"),
+)
 NAME = "run.json"
 _READ = {"training": "the training images", "test": "the test images", "weights": "the given weights"}
 _REMEDY = "choose another run folder, or delete this one"

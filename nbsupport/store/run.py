@@ -39,6 +39,7 @@ MADE_BY |= dict.fromkeys(("attacks", "evasion"), "03_attacks")
 MADE_BY |= dict.fromkeys(("region", "region_other"), "04_region_classification")
 MADE_BY |= dict.fromkeys(("boundary", "geometry", "audit"), "05_boundary_analysis")
 MADE_BY |= dict.fromkeys(("detector", "detector_no_purity"), "06_detector")
+MADE_BY |= dict.fromkeys(("adaptive", "judged", "mimicked"), "07_adaptive_attacks")
 
 
 class MissingInput(FileNotFoundError):  # noqa: N818  (the name says what is wrong)

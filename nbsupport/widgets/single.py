@@ -1,5 +1,6 @@
 """Single attacked images: what a run has stored of them, and what the model says of them while one looks on."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,8 @@ _KINDS = {
     "profiles": ("boundary", "05_boundary_analysis", "images_boundary"),
     "detectors": ("detector", "06_detector", "images_detector"),
 }
+# Where results about the examples "mimic" are stored, of which notebook 7 makes all: by the folder of all others.
+_MIMIC = {"attacks": "adaptive/{}/mimic", "region": "mimicked/{}/region", "boundary": "mimicked/{}/boundary"}
 _BY_RMS: dict[str, Any] = {"by": "rms", "ascending": False, "kind": "stable"}
 _CHUNK = 8  # rays between two looks at whether to go on
 
@@ -105,6 +108,8 @@ class Stored:
                 else:
                     frames.append(frame)
             images = tables.images(*frames)
+            with contextlib.suppress(store.MissingInput):  # notebook 7 has not run
+                images = tables.stacked(images, self._mimics())
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"expected results of this version of nbsupport in {run.dir}, got others: {error}; make them anew in "
@@ -147,8 +152,25 @@ class Stored:
         """Return the settings, the model, the test image (C, H, W) that was attacked, and its adversarial version."""
         return self.settings, self.network(model), *self._pair(model, attack, index)
 
+    def _mimics(self) -> pd.DataFrame:
+        """Add what is stored of the examples "mimic" to the results, and return their rows of images.csv."""
+        known = {
+            f"{folder}/{model}/{name}" for folder in ("adaptive", "mimicked") for model, name in self.run.stored(folder)
+        }
+        frame = self.run.read_table("images", "07_adaptive_attacks")
+        for model in store.MODELS:
+            for folder, path in _MIMIC.items():
+                if path.format(model) in known:
+                    self.results[folder][model, "mimic"] = self.run.load(path.format(model))
+        return frame[frame.examples == "mimic"]
+
+    def _inputs(self, folder: str, model: str, examples: str) -> dict[str, Tensor]:
+        """Return what is stored beside a result."""
+        path = _MIMIC[folder].format(model) if examples == "mimic" else f"{folder}/{model}/{examples}"
+        return self.run.inputs(path)
+
     def _pair(self, model: str, attack: str, index: int) -> tuple[Tensor, Tensor]:
-        inputs = self.run.inputs(f"attacks/{model}/{attack}")
+        inputs = self._inputs("attacks", model, attack)
         place = int((inputs["index"] == index).nonzero()[0])
         return inputs["x"][place], self.results["attacks"][model, attack].x_adv[place]
 
@@ -180,7 +202,7 @@ class Stored:
         """Return what a folder holds of one image, as a result of one row; None where it holds nothing."""
         if (model, examples) not in self.results[folder]:
             return None
-        rows = (self.run.inputs(f"{folder}/{model}/{examples}")["index"] == index).nonzero()[:, 0]
+        rows = (self._inputs(folder, model, examples)["index"] == index).nonzero()[:, 0]
         return self.results[folder][model, examples].take(rows) if len(rows) else None
 
 
