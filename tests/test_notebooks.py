@@ -241,7 +241,9 @@ def test_a_kernel_that_is_kept_again_is_not_computed(smoke: Run, monkeypatch: py
 
 @pytest.fixture(scope="module")
 def images(smoke: Run) -> pd.DataFrame:
-    return read(smoke, "images")
+    """The rows of images.csv, without those of notebook 7."""
+    frame = read(smoke, "images")
+    return frame[frame.examples != "mimic"]
 
 
 @pytest.mark.slow
@@ -354,9 +356,27 @@ def test_the_accuracy_table_counts_what_the_models_say(smoke: Run) -> None:
 
 @pytest.mark.slow
 def test_warnings_are_stored_and_told(smoke: Run) -> None:
-    table = read(smoke, "warnings")
+    table = pd.concat([read(smoke, "warnings"), read(smoke, "adaptive_warnings")])
     told = [entry["message"] for entry in journal.read(smoke.dir) if entry.get("event") == "warning"]
     assert told == (table.attack + " on " + table.model + ": " + table.indicator + ": " + table.what_to_do).tolist()
+
+
+@pytest.mark.slow
+def test_the_attacks_on_the_defences_are_told_by_image(smoke: Run) -> None:
+    table, frame = read(smoke, "adaptive"), read(smoke, "images")
+    for which in store.MODELS:
+        index = smoke.inputs(f"adaptive/{which}/mimic")["index"]
+        rows = frame[(frame.model == which) & (frame.examples == "mimic")]
+        assert rows["index"].tolist() == index.tolist()
+        benign = smoke.inputs(f"boundary/{which}/benign")["index"]
+        assert index.tolist() == benign[: smoke.settings.adaptive_n].tolist()  # fixed before looking
+        said = smoke.load(f"judged/{which}/EOT")
+        y = smoke.test.y[index]
+        own = table[(table.model == which) & (table.attack == "EOT") & table.budget_rms.isna()]
+        vote = own[own.defence == "vote"].success_rate.item()
+        assert vote == pytest.approx(float((said.vote != y).double().mean()))
+        least = table[(table.model == which) & (table.attack == "minimum") & table.budget_rms.isna()]
+        assert least[least.defence == "vote"].success_rate.item() >= vote
 
 
 def test_a_notebook_without_its_input_names_the_command(tmp_path: Path) -> None:
