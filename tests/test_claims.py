@@ -646,7 +646,6 @@ def claimed_in_prose():
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="the notebooks still tell nine claims, with one statistic each")
 def test_the_notebooks_tell_every_claim_and_threshold():
     detectors = detection("pgd", "all", "all", (0.98, 0.95, 0.99), (N, N))
     adaptive = pd.concat([defence("detector", 0.5, rate=0.05), defence("vote", 0.5)])
