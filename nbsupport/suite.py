@@ -34,6 +34,7 @@ VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
 _MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
+_SHARES = (1.0, 0.75, 1.5)  # budgets of attacks, in budgets of the image
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Kernel = Callable[..., Attack]
@@ -495,7 +496,7 @@ def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, di
         past = partial(adaptive.past_detector, detectors=given.detectors, **search)
         strict = given.thresholds[min(TARGETS)].nan_to_num(0.5)  # not known: as a detector is used without one
         aim = {"fold": given.fold, "threshold": strict, **start}
-        for share in (1.0, 0.75, 1.5):
+        for share in _SHARES:
             found[_at("selective", share)] = past, {"budget": share * given.budget, **aim}
         found["orthogonal"] = partial(past, rule="orthogonal"), {"budget": given.budget, **aim}
         found["selective-vote"] = partial(past, radius=s.radius), {"budget": given.budget, **aim}
@@ -566,9 +567,16 @@ def tried(
 ) -> list[tuple[str, bool, Tensor, Attack]]:
     """Return all attacks on one model: the name, whether it is transferred, which given images it had, its results.
 
-    `attacked` are those of notebook 3, which know nothing of the defences, `aware` those that do.
+    `attacked` are those of notebook 3, which know nothing of the defences, `aware` those that do. OPTMARGIN is there
+    with other budgets too: its perturbation shortened or stretched, which takes no knowledge either.
     """
     parts = [(name, True, *transferred(given, attack)) for name, attack in attacked.items()]
+    rows, attack = transferred(given, attacked["OPTMARGIN"])
+    for share in (share for share in _SHARES if share != 1):
+        x = given.x[rows]
+        x_adv = (x + share * (attack.x_adv - x)).clamp(0, 1)
+        moved = replace(attack, x_adv=x_adv, rms=(x_adv - x).square().flatten(1).mean(1).sqrt())
+        parts.append((_at("OPTMARGIN", share), True, rows, moved))
     every = torch.arange(len(given.index))
     return [part for part in parts if len(part[2])] + [(name, False, every, each) for name, each in aware.items()]
 

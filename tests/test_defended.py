@@ -306,3 +306,13 @@ def test_mimics_have_their_rows_in_images(half: HalfSpace, given: Defended) -> N
     both = tables.stacked(frame, without.assign(model="normal"))
     assert both["index"].tolist() == 2 * given.index.tolist()
     assert both.rms.dtype == both.median_distance.dtype == float
+
+
+def test_optmargin_is_tried_with_other_budgets_too(given: Defended, optmargin: Attack) -> None:
+    found = {name: (ignorant, each) for name, ignorant, _, each in suite.tried(given, {"OPTMARGIN": optmargin}, {})}
+    assert list(found) == ["OPTMARGIN", "OPTMARGIN-0.75", "OPTMARGIN-1.5"]
+    for name, share in (("OPTMARGIN-0.75", 0.75), ("OPTMARGIN-1.5", 1.5)):
+        ignorant, moved = found[name]
+        assert ignorant
+        assert torch.allclose(moved.x_adv, (given.x + share * (given.start - given.x)).clamp(0, 1))
+        assert moved.rms.tolist() == pytest.approx((share * given.budget).tolist(), rel=1e-5)  # nothing is clipped here
