@@ -34,16 +34,16 @@ def half() -> HalfSpace:
 
 
 @pytest.fixture(scope="module")
-def test_set(half: HalfSpace) -> ImageSet:
+def planted(half: HalfSpace) -> ImageSet:
     x = 0.4 + 0.2 * torch.rand(12, *IN_SHAPE, generator=seeded(1))
     return ImageSet(x, half(x).argmax(1), tuple("0123456789"), 1.0, "planted")
 
 
 @pytest.fixture(scope="module")
-def optmargin(half: HalfSpace, test_set: ImageSet) -> Attack:
-    y = test_set.y.clone()
+def optmargin(half: HalfSpace, planted: ImageSet) -> Attack:
+    y = planted.y.clone()
     y[2] = 5  # misclassified before the attack
-    return attacks.optmargin(half, test_set.x, y, eps=0.05, views=4, steps=30, generator=seeded())
+    return attacks.optmargin(half, planted.x, y, eps=0.05, views=4, steps=30, generator=seeded())
 
 
 def no_thresholds() -> pd.DataFrame:
@@ -51,18 +51,18 @@ def no_thresholds() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def given(half: HalfSpace, test_set: ImageSet, optmargin: Attack) -> Defended:
+def given(half: HalfSpace, planted: ImageSet, optmargin: Attack) -> Defended:
     at = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9])
-    profile = boundary.probe(half, test_set.x[at], suite.directions(S, IN_SHAPE), S.magnitudes)
-    return suite.defended(S, test_set, optmargin, (profile, at), [], no_thresholds())
+    profile = boundary.probe(half, planted.x[at], suite.directions(S, IN_SHAPE), S.magnitudes)
+    return suite.defended(S, planted, optmargin, (profile, at), [], no_thresholds())
 
 
 class TestDefended:
     def test_the_images_are_the_first_that_were_attacked_and_probed(
-        self, given: Defended, test_set: ImageSet, optmargin: Attack, half: HalfSpace
+        self, given: Defended, planted: ImageSet, optmargin: Attack, half: HalfSpace
     ) -> None:
         assert given.index.tolist() == [0, 1, 4, 5, 6, 7]  # 2 was wrong before, 3 was not probed
-        assert torch.equal(given.x, test_set.x[given.index])
+        assert torch.equal(given.x, planted.x[given.index])
         assert torch.equal(given.start, optmargin.x_adv[given.index])
         assert torch.equal(given.budget, optmargin.rms[given.index])
         assert torch.equal(given.fold, suite.folds(S, given.index))
@@ -71,20 +71,20 @@ class TestDefended:
         assert all(each.isnan().all() for each in given.thresholds.values())
 
     def test_where_optmargin_failed_the_budget_is_the_mean(
-        self, test_set: ImageSet, optmargin: Attack, given: Defended
+        self, planted: ImageSet, optmargin: Attack, given: Defended
     ) -> None:
         success = optmargin.success.clone()
         success[[0, 4]] = False
         failed = dataclasses.replace(optmargin, success=success)
         at = torch.tensor([0, 1, 4, 5])
-        found = suite.defended(S, test_set, failed, (given.profile.take(slice(4)), at), [], no_thresholds())
+        found = suite.defended(S, planted, failed, (given.profile.take(slice(4)), at), [], no_thresholds())
         mean = float(optmargin.rms[[1, 5]].mean())
         assert found.budget.tolist() == pytest.approx([mean, float(optmargin.rms[1]), mean, float(optmargin.rms[5])])
         none = dataclasses.replace(optmargin, success=torch.zeros_like(success))
-        found = suite.defended(S, test_set, none, (given.profile.take(slice(4)), at), [], no_thresholds())
+        found = suite.defended(S, planted, none, (given.profile.take(slice(4)), at), [], no_thresholds())
         assert found.budget.tolist() == pytest.approx([S.view_eps] * 4)
 
-    def test_thresholds_are_those_of_the_fold(self, test_set: ImageSet, optmargin: Attack, given: Defended) -> None:
+    def test_thresholds_are_those_of_the_fold(self, planted: ImageSet, optmargin: Attack, given: Defended) -> None:
         rows = [
             (name, on, seed, fold, rate, fold + rate)
             for name in ("network", "one-ray")
@@ -97,7 +97,7 @@ class TestDefended:
         wrong = (frame.detector != "network") | (frame.trained_on != "all") | (frame.seed != 0)
         frame.loc[wrong, "threshold"] = 99.0
         at = torch.arange(4)
-        found = suite.defended(S, test_set, optmargin, (given.profile.take(at), at), [], frame)
+        found = suite.defended(S, planted, optmargin, (given.profile.take(at), at), [], frame)
         for rate in (0.05, 0.5):
             assert found.thresholds[rate].tolist() == pytest.approx((found.fold + rate).tolist())
 
