@@ -96,9 +96,15 @@ class Explorer:
 
 @pytest.fixture(scope="module")
 def folder(smoke: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the notebook, and beside it a copy of the finished run that it reads."""
+    """A folder with a copy of the notebook, and beside it a copy of the finished run that it reads.
+
+    A smoke run has too few benign images for a threshold: one is planted, which the lower half of the scores miss.
+    """
     root = tmp_path_factory.mktemp("lab")
     shutil.copytree(smoke.dir, root / "run")
+    scores = pd.read_csv(path := root / "run" / "tables" / "images_detector.csv", engine="python")
+    scores["detector_threshold"] = scores.groupby(["model", "examples"]).detector_score.transform("median")
+    scores.to_csv(path, index=False)
     notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / NOTEBOOK, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     parameters.source = 'dataset, preset, run_dir, overrides = "digits", "smoke", "run", {}'
@@ -205,11 +211,10 @@ def test_every_control_is_reached_by_tab(explorer: Explorer) -> None:
 
 
 def test_the_filter_of_missed_images(explorer: Explorer, stored: Stored) -> None:
-    for model, attack in stored.results["attacks"]:
-        if len(rows := stored.select(model, attack, "missed")):
-            break
-    else:
-        pytest.skip("no detector of this run misses any image")
+    model, attack = "normal", "OPTMARGIN"
+    rows, images = stored.select(model, attack, "missed"), stored.images[model, attack]
+    assert 0 < len(rows) < int(images.success.sum())
+    assert (rows.detector_score < rows.detector_threshold).all()
     data = explorer.begin(model, attack, "missed")
     assert data["count"] == str(len(rows))
     assert float(data["score"]) < rows.detector_threshold.iloc[0]
