@@ -378,8 +378,9 @@ def test_impossible_adversaries(arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "benign", "low", "high"), [("normal", 0.98, 0.0, 0.4), ("pgd", 0.97, 0.75, 1.0)])
+@pytest.mark.parametrize(("kind", "benign", "low", "high"), [("normal", 0.96, 0.0, 0.4), ("pgd", 0.97, 0.75, 1.0)])
 def test_the_digits_models_are_as_accurate_as_they_should_be(digits, digits_train, kind, benign, low, high):
+    # Ten seeds of the normal model gave .978 to .994 of these 500 images, the rounding of another processor .968.
     settings, generator = presets.settings("digits"), seeded()
     part, validation = digits_train.split(settings.validation_n)
     torch.manual_seed(0)
