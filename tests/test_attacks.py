@@ -169,6 +169,31 @@ def test_carlini_wagner_is_as_near_as_the_published_search_in_two_thirds_of_its_
     assert (result.forwards + result.backwards).sum() <= passes * 2 / 3
 
 
+class RoundsByBatch(nn.Module):
+    """A half-space whose logits round differently in batches of even and of odd size."""
+
+    def __init__(self, plane):
+        super().__init__()
+        self.plane = plane
+
+    def forward(self, x):
+        z = self.plane(x)
+        return z + 5e-6 * (1 - 2 * (len(x) % 2)) * torch.tensor([1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ["cw", "ddn"])
+@pytest.mark.parametrize("n", [9, 10])
+def test_images_at_the_boundary_succeed_though_logits_round_by_batch(name, n):
+    plane, x = half_space(), interior_images(n)
+    side = torch.where(predicted(plane, x) == 1, 1.0, -1.0)[:, None, None, None]
+    excess = (plane.distance(x).float() - torch.logspace(-4, -2, n))[:, None, None, None]
+    x = (x - side * excess * plane.normal.view(SHAPE) / plane.normal.norm()).clamp(0, 1)
+    model = RoundsByBatch(plane)
+    result = MINIMUM_NORM[name](model, x, predicted(plane, x))
+    assert result.success.all()
+    assert ((result.x_adv - x).flatten(1).norm(dim=1) <= 2.1 * plane.distance(x) + 1e-5).all()
+
+
 def bisected(model, x, y, x_adv):
     """The nearest misclassified image on the line from x to x_adv, by ten halvings, and its distances."""
     low, high = torch.zeros(len(x)), torch.ones(len(x))
