@@ -20,11 +20,11 @@ _ENDS = ("", "_low", "_high")
 _NO_ATTACK = "benign, all\nor minimum"
 _REGION = ["region_accuracy", "region_low", "region_high"]
 SHOWN = {  # the quantities of `runs_side_by_side`, in the words of its panels
-    **dict.fromkeys(("benign_accuracy", "success_rate"), "success (benign: accuracy)"),
+    **dict.fromkeys(("benign_accuracy", "success_rate"), "success"),
     "mean_rms": "mean RMS",
-    "region_accuracy": "accuracy of the vote",
+    "region_accuracy": "vote's accuracy",
     "median_distance": "median distance",
-    "auc": "detector's AUC",
+    "auc": "AUC",
 }
 
 
@@ -371,7 +371,8 @@ def claims_overview(table: pd.DataFrame) -> Figure:
 def runs_side_by_side(table: pd.DataFrame, runs: Sequence[str]) -> Figure:
     """Return the numbers of several runs, a row of panels a model, and below how many verdicts they agree on.
 
-    Each run has its own mark; a grey line joins the runs. A number that a run did not measure has no mark.
+    Each run has its own mark; a grey line joins the runs. A number that a run did not measure has no mark. Of benign
+    images the first panel has the accuracy.
 
     Parameters
     ----------
@@ -403,13 +404,16 @@ def runs_side_by_side(table: pd.DataFrame, runs: Sequence[str]) -> Figure:
     heights = [0.5 + 0.2 * len(names) for names in models.values()]
     fig = style.figure(2.2 + sum(heights) + 0.2 * len(claims.CLAIMS))
     grid = fig.add_gridspec(len(models) + 1, len(shown), height_ratios=[*heights, 0.7 + 0.2 * len(claims.CLAIMS)])
+    above: dict[str, Axes] = {}  # the first panel of each quantity, whose axis the others share
     for i, (model, names) in enumerate(models.items()):
         for j, what in enumerate(shown):
-            ax = fig.add_subplot(grid[i, j])
+            ax = fig.add_subplot(grid[i, j], sharex=above.get(what))
+            if above.setdefault(what, ax) is ax:
+                ax.set_title(what + "\n(benign: accuracy)" * (what == "success"))
             rows = numbers[(numbers["model"] == model) & (numbers["what"] == what)]
             _marks(ax, [names.index(label) for label in rows["label"]], rows[[f"value_{run}" for run in runs]])
             style.rows(ax, names)
-            ax.set(title=what.replace(" (", "\n(") if i == 0 else "", ylabel=f"{model} model" if j == 0 else "")
+            ax.set_ylabel(f"{model} model" if j == 0 else "")
             ax.tick_params(labelleft=j == 0)
     _agreement(fig.add_subplot(grid[-1, :]), table[table["table"] == "claims"], [f"verdict_{run}" for run in runs])
     handles = [Line2D([], [], **look, label=run) for run, look in zip(runs, _looks(len(runs)), strict=True)]
@@ -425,7 +429,10 @@ def of_defence(numbers: pd.DataFrame) -> pd.Series:
 def _looks(count: int) -> list[dict[str, Any]]:
     """Return the mark of each of `count` runs."""
     marks = [(style.PALETTE[k % len(style.PALETTE)], style.MARKERS[k % len(style.MARKERS)]) for k in range(count)]
-    return [{"color": colour, "marker": marker, "linestyle": "none", "markersize": 5} for colour, marker in marks]
+    return [
+        {"color": colour, "marker": marker, "markerfacecolor": "none", "markeredgewidth": 1.4, "linestyle": "none"}
+        for colour, marker in marks
+    ]
 
 
 def _marks(ax: Axes, places: Sequence[int], values: pd.DataFrame) -> None:
@@ -448,7 +455,7 @@ def _agreement(ax: Axes, rows: pd.DataFrame, verdicts: Sequence[str]) -> None:
             left += counts[name].to_numpy()
     style.rows(ax, [f"{number}  {claims.CLAIMS.get(number, '')}" for number in counts.index])
     ax.set(xlabel="rows of claims.csv with this verdict in all runs, or with one that differs")
-    ax.legend(loc="center right", frameon=True)
+    style.legend_below(ax, ncols=4)
 
 
 def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:

@@ -206,11 +206,11 @@ def in_words(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """Return the comparison in short: means, what differs on the same images, rows that are lacking, and verdicts."""
     numbers = frame[frame.table != "claims"]
     cells = numbers.assign(what=numbers.quantity.map(SHOWN), examples=of_defence(numbers), cell=_cells(numbers))
-    rows = cells.drop_duplicates(["model", "examples"])[["model", "examples"]]
+    rows = cells[["model", "examples"]].drop_duplicates().sort_values("model", kind="stable")
     text = cells.pivot(index=["model", "examples"], columns="what", values="cell").fillna("")
     shown = rows.merge(text[[what for what in dict.fromkeys(SHOWN.values()) if what in text]].reset_index())
     lines = [
-        f"{len(names)} runs: {', '.join(names)}; mean ± standard deviation over the runs",
+        f"{len(names)} runs: {', '.join(names)}; mean±standard deviation; of benign images accuracy, not success",
         report.frame_text(shown),
     ]
     for name in [name for name in names if f"difference_{name}" in frame]:
@@ -222,8 +222,8 @@ def _cells(numbers: pd.DataFrame) -> list[str]:
     texts = []
     for row in numbers.itertuples():
         share = row.quantity not in (*LENGTHS, "auc")
-        value, sd = (f"{100 * each:.1f}" if share else f"{each:.3g}" for each in (row.mean, row.sd))
-        spread = "" if math.isnan(row.sd) else f" ± {sd}"
+        value, sd = (f"{100 * each:.1f}" if share else f"{each:.{k}g}" for each, k in ((row.mean, 3), (row.sd, 2)))
+        spread = "" if math.isnan(row.sd) else f"±{sd}"
         texts.append("" if math.isnan(row.mean) else f"{value}{spread}" + " %" * share)
     return texts
 
