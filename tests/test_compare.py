@@ -223,14 +223,14 @@ def test_runs_in_folders_of_one_name_are_told_apart(smoke: Run, tmp_path: Path) 
 def test_what_cannot_be_compared_is_refused(smoke: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected two runs or more to compare, got 1"):
         compare.compare([smoke], tmp_path)
-    with pytest.raises(ValueError, match=r"expected every run once, got twice: .*run"):
+    with pytest.raises(ValueError, match="expected every run once, got twice: "):
         compare.compare([smoke, smoke], tmp_path)
     with pytest.raises(ValueError, match=r"expected a folder for the comparison, got .*, which holds a run"):
         compare.compare([smoke, copied(smoke, tmp_path / "b")], smoke.dir)
     stages = {stage: entry for stage, entry in run_of(smoke).items() if stage < "06"}
     half = copied(smoke, tmp_path / "half", stages=stages)
     with pytest.raises(
-        ValueError, match=r"half is not finished, it lacks 06_detector, 07_adaptive_attacks; finish it:\n.*run"
+        ValueError, match=r"half is not finished, it lacks 06_detector, 07_adaptive_attacks; finish it:\n"
     ):
         compare.compare([smoke, half], tmp_path)
 
