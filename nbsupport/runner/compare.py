@@ -157,8 +157,9 @@ def side_by_side(runs: Frames) -> pd.DataFrame:
     wide = rows.pivot(index=KEY, columns="run", values=["value", "verdict"]).reindex(
         pd.MultiIndex.from_frame(order[KEY])
     )
-    value, verdict = wide["value"][[*runs]].astype(float), wide["verdict"][[*runs]]
-    claimed, known = verdict.ne("").all(axis=1), verdict.notna()
+    value = pd.DataFrame(wide["value"])[[*runs]].astype(float)
+    verdict = pd.DataFrame(wide["verdict"])[[*runs]]
+    claimed, known = (verdict != "").all(axis=1), verdict.notna()
     same = (verdict.nunique(axis=1) == 1).astype("boolean").where(claimed & known.all(axis=1))
     lacking = [", ".join(known.columns[~row]) for row in known.to_numpy()]
     parts = [value.add_prefix("value_"), pd.DataFrame({"mean": value.mean(axis=1), "sd": value.std(axis=1)})]
@@ -184,17 +185,17 @@ def paired(first: pd.DataFrame, other: pd.DataFrame, *, most: float = math.inf) 
         take, counted = partial(claims.both, both, "a", "b"), "all" if name == BENIGN else "correct"
         rate = intervals.paired_difference_of_rates
         found = {("region", "region_accuracy"): rate(*take("vote", counted=counted))}
-        found["boundary", "median_distance"] = _change(*take("median_distance", counted="all"), most)
+        found["boundary", "median_distance"] = _change(*take("median_distance", counted="all"), most=most)
         if name == BENIGN:
             found["training", "benign_accuracy"] = rate(*take("correct", counted="all"))
         else:
             found["attacks", "success_rate"] = rate(*take("success", counted="correct"))
-            found["attacks", "mean_rms"] = _change(*take("rms", counted="success"), most)
+            found["attacks", "mean_rms"] = _change(*take("rms", counted="success"), most=most)
         rows += [(*key, model, name, "", each.value, each.low, each.high, each.n) for key, each in found.items()]
     return pd.DataFrame(rows, columns=[*KEY, "difference", "low", "high", "n"])
 
 
-def _change(a: Any, b: Any, most: float) -> intervals.Rate:
+def _change(a: Any, b: Any, *, most: float) -> intervals.Rate:
     finite = np.isfinite(a) & np.isfinite(b)
     return intervals.mean(a[finite] - b[finite], bounds=(-most, most))
 
@@ -220,11 +221,11 @@ def in_words(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 def _cells(numbers: pd.DataFrame) -> list[str]:
     texts = []
-    for row in numbers.itertuples():
-        share = row.quantity not in (*LENGTHS, "auc")
-        value, sd = (f"{100 * each:.1f}" if share else f"{each:.{k}g}" for each, k in ((row.mean, 3), (row.sd, 2)))
-        spread = "" if math.isnan(row.sd) else f"±{sd}"
-        texts.append("" if math.isnan(row.mean) else f"{value}{spread}" + " %" * share)
+    for quantity, *found in numbers[["quantity", "mean", "sd"]].itertuples(index=False):
+        share = quantity not in (*LENGTHS, "auc")
+        value, sd = (f"{100 * each:.1f}" if share else f"{each:.{k}g}" for each, k in zip(found, (3, 2), strict=True))
+        text = value if math.isnan(found[1]) else f"{value}±{sd}"
+        texts.append("" if math.isnan(found[0]) else text + " %" * share)
     return texts
 
 
