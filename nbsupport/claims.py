@@ -158,7 +158,7 @@ def table(
     pixel_max
         The data set's own unit, in which `rms` and with it the statistics of claims 2 and 5 are stated.
     """
-    sets = _by_set(images)
+    sets = by_set(images)
     claims = [claim for model, of_model in sets.items() for claim in _of_model(model, of_model, pixel_max)]
     if all("FGSM" in sets.get(model, {}) for model in MODELS):
         rates = [_success(sets[model]["FGSM"]) for model in MODELS]
@@ -265,7 +265,7 @@ def _needed(n: int, p: float) -> int | None:
 # What is claimed
 
 
-def _by_set(images: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+def by_set(images: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """Return model -> examples -> one row an image: `point` and `vote` say whether they are right."""
     sets: dict[str, dict[str, pd.DataFrame]] = {}
     for (model, examples), part in images.groupby(["model", "examples"], sort=False):
@@ -286,7 +286,7 @@ def _of_model(model: str, sets: Sets, pixel_max: float) -> Iterator[Claim]:
     for name in [name for name in OPTMARGINS if name in sets]:
         yield Claim(1, model, name, f"{name} succeeds on almost every image", _success(sets[name]), 0.95)
         if brittle is not None:
-            change = _change(*_both(sets, name, "OPTBRITTLE", "rms"), most=pixel_max)
+            change = _change(*both(sets, name, "OPTBRITTLE", "rms"), most=pixel_max)
             yield Claim(2, model, name, f"OPTBRITTLE distorts less than {name}", change, 0.0, by_construction=_SUBSET)
         for other in [other for other in _OTHERS if other in sets]:
             yield from _evasion(model, sets, name, other, pixel_max)
@@ -307,11 +307,11 @@ def _evasion(model: str, sets: Sets, name: str, other: str, pixel_max: float) ->
     pair = f"{other} - {name}"
     for counted, whose in (("success", "that both fooled"), ("correct", "attacked")):
         statement = f"the vote is right less often on {name} than on {other}, over the images {whose}"
-        drop = partial(intervals.paired_difference_of_rates, *_both(sets, other, name, "vote", counted=counted))
+        drop = partial(intervals.paired_difference_of_rates, *both(sets, other, name, "vote", counted=counted))
         yield Claim(5, model, pair, statement, drop, 0.0, decides=counted == "success")
     votes = sets[other].vote[sets[other].correct].dropna()
     if intervals.wilson(int(votes.sum()), len(votes)).high < 0.1:
-        change = _change(*_both(sets, other, name, "rms"), most=pixel_max)
+        change = _change(*both(sets, other, name, "rms"), most=pixel_max)
         statement = f"{name} distorts less than {other}, which evades the vote as well"
         yield Claim(5, model, pair, statement, change, 0.0, decides=False)
 
@@ -320,14 +320,14 @@ def _boundaries(model: str, sets: Sets, name: str) -> Iterator[Claim]:
     """Yield claims 6 and 7 for one attack."""
     reason = _ON_BOUNDARY if name == "OPTBRITTLE" else None
     if BENIGN in sets:
-        own, original = _both(sets, name, BENIGN, "median_distance")
+        own, original = both(sets, name, BENIGN, "median_distance")
         known, *unknown = _share(own < original, np.isfinite(own) | np.isfinite(original))
         statement = f"the median ray is shorter around {name} than around benign images"
         yield Claim(6, model, name, statement, known, 0.5, tuple(unknown), by_construction=reason)
-        change = _change(*_both(sets, name, BENIGN, "share_below_region_line"))
+        change = _change(*both(sets, name, BENIGN, "share_below_region_line"))
         statement = f"more rays end within the vote's expected distance around {name} than around benign images"
         yield Claim(6, model, name, statement, change, 0.0, by_construction=reason)
-        purities = _both(sets, name, BENIGN, "purity_1")
+        purities = both(sets, name, BENIGN, "purity_1")
         reached = (purities[0] > 0) & (purities[1] > 0)
         statement = f"the boundary around {name} is purer than around benign images"
         yield Claim(7, model, name, statement, _change(*(each[reached] for each in purities)), 0.0)
@@ -367,7 +367,7 @@ def _of_defences(adaptive: pd.DataFrame) -> Iterator[Claim]:
             yield Claim(claim, row["model"], "minimum", statement, stood, 0.5)
 
 
-def _both(sets: Sets, a: str, b: str, column: str, *, counted: str = "success") -> list[NDArray[Any]]:
+def both(sets: Sets, a: str, b: str, column: str, *, counted: str = "success") -> list[NDArray[Any]]:
     """Return a column of the sets `a` and `b` on the images that are counted, and were measured, in both sets."""
     values = [sets[name].loc[sets[name][counted], column].dropna() for name in (a, b)]
     common = values[0].index.intersection(values[1].index)

@@ -1,6 +1,7 @@
-"""The command line: run, status, export, sweep, bench. It checks and prints; the work is done elsewhere."""
+"""The command line: run, status, export, compare, sweep, bench. It checks and prints; the work is done elsewhere."""
 
 import errno
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def status(ctx: click.Context, run_dir: str, tables: bool) -> None:
     opened = _checked(store.existing_run, run_dir)
     click.echo(report.status(opened))
     if tables:
-        click.echo("\n" + report.tables(opened))
+        click.echo("\n" + _checked(report.tables, opened))
 
 
 @main.command()
@@ -105,6 +106,24 @@ def export(ctx: click.Context, run_dir: str, to: Path | None) -> None:
 
 
 @main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs", "compared"),
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.pass_context
+def compare(ctx: click.Context, runs: tuple[str, ...], to: Path) -> None:
+    """Put finished runs side by side: a table and a figure of their numbers, differences and verdicts."""
+    from nbsupport.runner.compare import compare as write
+
+    ctx.meta["again"] = "The same command begins anew."
+    _checked(write, [_checked(store.existing_run, each) for each in runs], to, click.echo)
+
+
+@main.command()
 @click.argument("grid", type=FILE)
 @scheduler
 def sweep(grid: Path, scheduler: str | None) -> None:
@@ -116,6 +135,8 @@ def sweep(grid: Path, scheduler: str | None) -> None:
     with grids.connect(scheduler) as client:
         points = grids.run(points, click.echo, client=client)
     click.echo("\n  ".join(["\ncombined tables", *map(str, grids.combine(points, target))]))
+    if len(done := [str(point.job.run_dir) for point in points if not point.error]) > 1:
+        click.echo(f"side by side: {shlex.join(['nbsupport', 'compare', *done])}")
     if failed := [f"failed: {point.job.run_dir}" for point in points if point.error]:
         sys.exit("\n".join(failed))
 

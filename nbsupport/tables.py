@@ -726,7 +726,8 @@ def _in_words(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def _texts(frame: pd.DataFrame, name: str) -> list[str]:
     """Return the cells of a column, each with its interval."""
-    percent = name.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
+    measured = name.removesuffix("_reference")
+    percent = measured.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
     ends = _interval_columns(frame).get(name, ())
 
     def number(value: Any) -> str:

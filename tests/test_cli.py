@@ -208,6 +208,7 @@ def test_a_sweep_combines_its_tables(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (here / "runs" / "mine" / "03_attacks.csv").exists()
     assert str(here / "runs" / "mine" / "runs.csv") in result.output
+    assert f"side by side: nbsupport compare {here / 'runs' / 'digits-smoke-'}" in result.output
 
 
 def test_a_sweep_with_a_failure_exits_with_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

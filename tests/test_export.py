@@ -59,6 +59,13 @@ def test_a_cell_of_latex_has_the_interval_and_no_bare_sign() -> None:
     assert lines[4] == r"x \& y & 50 \% [25, 75] & 4 \\"
 
 
+def test_published_numbers_stand_in_the_latex_table() -> None:
+    frame = pd.DataFrame({"a": ["x", "y"], "success_rate": [0.5, 1.0], "success_rate_reference": [0.25, np.nan]})
+    lines = tables.latex(frame.assign(reference_source=["Table 1", np.nan])).splitlines()
+    assert lines[2] == r"a & success\_rate & success\_rate\_reference & reference\_source \\"
+    assert lines[4:6] == [r"x & 50 \% & 25 \% & Table 1 \\", r"y & 100 \% &  &  \\"]
+
+
 def test_colour_images_stay_in_colour(tmp_path: Path) -> None:
     from nbsupport.runner.export import _write_png
 

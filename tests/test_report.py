@@ -431,3 +431,78 @@ def test_a_journal_that_does_not_exist_yet_is_waited_for(tmp_path: Path) -> None
         follower.poll()
         Journal(tmp_path).report("s", "a", 4, 4)
     assert len(lines) == 1
+
+
+# Published numbers
+
+
+ATTACKED = pd.DataFrame({"model": ["normal", "pgd"], "attack": "PGD", "eps": 0.15, "success_rate": [1.0, 0.25]})
+
+
+@pytest.fixture
+def attacked(run: Run) -> Run:
+    for stage in STAGES:
+        run.finish(stage, tables={"attacks": ATTACKED} if stage == "03_attacks" else {})
+    return run
+
+
+def publish(run: Run, *lines: str) -> None:
+    run.path("published.csv").write_text("\n".join(("table,model,eps,quantity,value,source", *lines)))
+
+
+def test_published_numbers_stand_beside_those_of_the_run(attacked: Run) -> None:
+    publish(
+        attacked,
+        'attacks,pgd,,success_rate,0.5,"He, 2018"',
+        "attacks,pgd,0.15,eps,0.3,Madry 2018",
+        "attacks,normal,,eps,0.1,He",
+        "attacks,normal,,success_rate,1,He",
+    )
+    found = report.referenced(attacked, "attacks", "03_attacks")
+    assert list(found.columns) == [*ATTACKED, "success_rate_reference", "eps_reference", "reference_source"]
+    assert found.success_rate_reference.tolist() == [1.0, 0.5]
+    assert found.eps_reference.tolist() == [0.1, 0.3]
+    assert found.reference_source.tolist() == ["He", "He, 2018; Madry 2018"]
+    assert "He, 2018" in report.tables(attacked)
+    pd.testing.assert_frame_equal(attacked.read_table("attacks", "03_attacks"), ATTACKED)  # what was measured stays
+
+
+def test_without_published_numbers_there_is_no_column(attacked: Run) -> None:
+    publish(attacked)
+    pd.testing.assert_frame_equal(report.referenced(attacked, "attacks", "03_attacks"), ATTACKED)
+    attacked.path("published.csv").unlink()
+    pd.testing.assert_frame_equal(report.referenced(attacked, "attacks", "03_attacks"), ATTACKED)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("atacks,pgd,,eps,1,He", r"table in line 3 of .*published.csv .* got 'atacks'; did you mean 'attacks'"),
+        ("attacks,pgd,,success,1,He", r"quantity in line 3 .* got 'success'; did you mean 'success_rate'"),
+        ("attacks,pgd,,attack,1,He", "expected quantity in line 3"),  # which is text
+        ("attacks,pdg,,eps,1,He", r"line 3 of .* to name one row of the table, got 0 for model pdg"),
+        ("attacks,,,eps,1,He", "to name one row of the table, got 2 for no key"),
+        ("attacks,pgd,,eps,,He", "expected a number and its source in line 3 .*, got nan, 'He'"),
+        ("attacks,pgd,,eps,high,He", "expected a number and its source in line 3 .*, got 'high', 'He'"),
+        ("attacks,pgd,,eps,1,", "expected a number and its source in line 3 .*, got 1.*, nan"),
+    ],
+)
+def test_a_published_row_that_fits_nothing_is_named(attacked: Run, line: str, message: str) -> None:
+    publish(attacked, "attacks,pgd,,eps,1,He", line)
+    with pytest.raises(ValueError, match=message):
+        report.referenced(attacked, "attacks", "03_attacks")
+
+
+def test_published_columns_that_are_unknown_or_lacking_are_named(attacked: Run) -> None:
+    attacked.path("published.csv").write_text("table,modell,quantity,value,source\nattacks,pgd,eps,1,He")
+    with pytest.raises(ValueError, match=r"column in line 2 of .* got 'modell'; did you mean 'model'"):
+        report.referenced(attacked, "attacks", "03_attacks")
+    attacked.path("published.csv").write_text("table,model,quantity,value\nattacks,pgd,eps,1")
+    with pytest.raises(ValueError, match=r"expected .*published.csv with the columns .*; missing: source"):
+        report.referenced(attacked, "attacks", "03_attacks")
+
+
+def test_tables_that_are_not_made_yet_may_have_published_numbers(run: Run) -> None:
+    run.finish("03_attacks", tables={"attacks": ATTACKED})
+    publish(run, "adaptive,pgd,,success_rate,1,He", "attacks,pgd,,eps,1,He")
+    assert report.referenced(run, "attacks", "03_attacks").eps_reference.tolist()[1] == 1

@@ -24,6 +24,7 @@ from nbsupport.plots.results import (
     evasion_curves,
     region_accuracy,
     roc,
+    runs_side_by_side,
 )
 from nbsupport.plots.schematic import decision_regions, detector_architecture
 from nbsupport.plots.slices import hypercube_outline, slice_figure

@@ -16,16 +16,16 @@ REFERENCES = Path(__file__).with_name("references.bib")
 def export(run: Run, target: Path, echo: Callable[[str], object] = print) -> None:
     """Write what `run` has stored to the folder `target`, where files of the same names are replaced.
 
-    - `tables/NAME.tex`: each table with booktabs, rates with their interval in one cell; of tables with one row an
-      image there is the CSV file of the run.
+    - `tables/NAME.tex`: each table with booktabs, rates with their interval in one cell, and published numbers (see
+      `report.referenced`); of tables with one row an image there is the CSV file of the run.
     - `examples/MODEL-ATTACK.npz`: `index` (position in the test set), `y`, `x` and `x_adv` (N, C, H, W) float32 in
       [0, 1], `success`, `correct`, `rms`, of all images that the attack was given.
     - `examples/MODEL-ATTACK/INDEX.png`: the successful ones, rounded to 8 bits, as which some may be classified
       correctly again (see stability.csv).
     - `references.bib`: BibTeX of the methods.
 
-    Raises ValueError where `target` is a run folder, MissingInput where the run has stored no attack, and
-    DamagedArtifact.
+    Raises ValueError where `target` is a run folder and as `report.referenced`, MissingInput where the run has stored
+    no attack, and DamagedArtifact.
     """
     if (target / manifest.NAME).exists():
         raise ValueError(f"expected a folder for the export, got {target}, which holds a run; choose one inside it")
@@ -34,7 +34,7 @@ def export(run: Run, target: Path, echo: Callable[[str], object] = print) -> Non
     told = {"tables": 0, "npz": 0, "png": 0}
     for name, stage in report.stored(run.dir, ".csv").items():
         if not name.startswith("images"):
-            files.write_text(target / "tables" / f"{name}.tex", tables.latex(run.read_table(name, stage)))
+            files.write_text(target / "tables" / f"{name}.tex", tables.latex(report.referenced(run, name, stage)))
             told["tables"] += 1
     for model, name in run.stored("attacks"):
         kept, stem = f"attacks/{model}/{name}", target / "examples" / f"{model}-{name}"

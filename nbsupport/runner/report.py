@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
-from nbsupport import files
+from nbsupport import checks, files
 from nbsupport.store import STAGES, Run, journal, manifest
 
 if TYPE_CHECKING:  # pandas is loaded where tables are told: `nbsupport --help` answers without it
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # pandas is loaded where tables are told: `nbsupport --help` 
 
 Echo = Callable[[str], None]
 WIDTH = 120
+PUBLISHED = "published.csv"
+REFERENCE = ("table", "quantity", "value", "source")  # its columns, beside those that name a row of the table
 MAIN = ("attacks", "region", "boundary")  # the tables that the main one is made of
 LEGEND = """\
 n: images attacked: right before, or not at their target (benign: all test images). Brackets: 95 % interval. RMS and
@@ -180,18 +182,68 @@ def results(run: Run) -> str:
 
 
 def tables(run: Run) -> str:
-    """Return every table that `run` has stored, whole, its figures' paths, and the seconds.
+    """Return every table that `run` has stored, whole, its figures' paths, and the seconds; raises as `referenced`.
 
     Of the tables with one row an image, thousands of lines, it returns the paths only.
     """
     lines = []
     for name, stage in stored(run.dir, ".csv").items():
         path = run.path("tables", f"{name}.csv")
-        text = f"one row an image: {path}" if name.startswith("images") else frame_text(run.read_table(name, stage))
+        text = f"one row an image: {path}" if name.startswith("images") else frame_text(referenced(run, name, stage))
         lines += [f"tables/{name}.csv", text, ""]
     lines += ["figures", *(f"  {run.path('figures', name)}.png" for name in stored(run.dir, ".png")), "", "seconds"]
     entries = sorted(manifest.read(run.dir)["stages"].items())
     return "\n".join(lines + [f"  {stage:<26}{entry['seconds']:>9.1f}" for stage, entry in entries])
+
+
+def referenced(run: Run, name: str, stage: str) -> pd.DataFrame:
+    """Return the table `name`, which `stage` stores, with the reference numbers that published.csv has for it.
+
+    That file may lie in the run folder. A row of it: `table`, the columns of the table that name one of its rows,
+    such as model and attack (empty: not needed), `quantity`, which is a column of numbers, `value` in the unit of the
+    table, and `source`. The table gains a column QUANTITY_reference for each quantity, and `reference_source`.
+
+    Raises ValueError, which names the row, for a table that the finished run has not stored, a column that the table
+    does not have, a row that it has not or has twice, and a cell that is empty or no number.
+    """
+    import pandas as pd
+
+    table, path = run.read_table(name, stage), run.path(PUBLISHED)
+    if not path.exists():
+        return table
+    published = pd.read_csv(path, engine="python")  # whose floats are exact
+    if lacking := [column for column in REFERENCE if column not in published]:
+        raise ValueError(f"expected {path} with the columns {', '.join(REFERENCE)}; missing: {', '.join(lacking)}")
+    known, finished = stored(run.dir, ".csv"), len(manifest.read(run.dir)["stages"]) == len(STAGES)
+    numbers, sources = table.select_dtypes("number").columns, dict[Any, dict[str, None]]()
+    for line, row in enumerate(published.to_dict("records"), 2):
+        where = f"line {line} of {path}"
+        if finished:
+            checks.choice(row["table"], known, name=f"table in {where}")
+        if row["table"] == name:
+            checks.choice(row["quantity"], numbers, name=f"quantity in {where}")
+            value = pd.to_numeric(row["value"], errors="coerce")
+            if math.isnan(value) or pd.isna(row["source"]):
+                raise ValueError(
+                    f"expected a number and its source in {where}, got {row['value']!r}, {row['source']!r}"
+                )
+            keys = {key: row[key] for key in row if key not in REFERENCE and not pd.isna(row[key])}
+            at = _row_named(table, keys, where)
+            table.loc[at, f"{row['quantity']}_reference"] = float(value)
+            sources.setdefault(at, {})[str(row["source"])] = None  # each once
+    said = pd.Series({at: "; ".join(names) for at, names in sources.items()}, dtype=object)
+    return table.assign(reference_source=said) if sources else table
+
+
+def _row_named(table: pd.DataFrame, keys: Mapping[Any, Any], where: str) -> Any:
+    """Return the label of the one row of `table` that `keys` name."""
+    for key in keys:
+        checks.choice(key, table.columns, name=f"column in {where}")
+    found = table.index[[all(row[key] == value for key, value in keys.items()) for row in table.to_dict("records")]]
+    if len(found) != 1:
+        named = ", ".join(f"{key} {value}" for key, value in keys.items()) or "no key"
+        raise ValueError(f"expected {where} to name one row of the table, got {len(found)} for {named}")
+    return found[0]
 
 
 def stored(run_dir: Path, kind: str) -> dict[str, str]:
