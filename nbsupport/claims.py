@@ -206,9 +206,18 @@ def overall(rows: pd.DataFrame) -> tuple[str, pd.Series]:
 def undecidable(s: Settings) -> list[str]:
     """Return a line for each part of the claims that a run with the settings `s` leaves open, whatever it measures.
 
-    Images that a model misclassifies and attacks that fail leave fewer images than these lines say.
+    Images that a model misclassifies and attacks that fail leave fewer images than these lines say. A line about one of
+    the two models only begins with its name.
     """
-    given = {name: n for name, (_, n) in suite.attacks(s, "pgd").items()}
+    normal, pgd = (_open(s, which) for which in MODELS)
+    both = [line for line in normal if line in pgd]
+    parts = zip(MODELS, (normal, pgd), strict=True)
+    return both + [f"{which} model: {line}" for which, lines in parts for line in lines if line not in both]
+
+
+def _open(s: Settings, which: str) -> list[str]:
+    """Return the lines of `undecidable` about the model `which`."""
+    given = {name: n for name, (_, n) in suite.attacks(s, which).items()}
     few: dict[int, list[str]] = {}
     for name, n in {**given, "benign images": s.region_n, "adaptive attacks": s.adaptive_n}.items():
         if n < FEWEST:

@@ -595,6 +595,12 @@ def test_what_cannot_be_decided_is_known_before_a_run():
     assert len(few) == 1  # that too few are probed follows
 
 
+def test_what_stays_open_for_one_model_is_said_of_that_model():
+    assert undecidable(adam_n=73, pgd_adam_n=29) == [
+        "pgd model: no verdict on OPTMARGIN-adam, OPTMARGIN-authors: 29 images, 30 are needed"
+    ]
+
+
 def test_what_is_said_to_stay_open_does_stay_open():
     frame = table(*everything(n=29), *[measured("mine", n=29)])
     assert frame.verdict.eq("undecided").all()
