@@ -76,7 +76,7 @@ def test_a_demand_on_optmargin_is_searched_once_though_three_curves_run_through_
 
 
 def test_memory_holds_the_training_images_and_the_activations_of_a_batch():
-    s = presets.settings("mnist")
+    s = settings()
     few, many = (
         {stage: held for stage, (_, held) in estimate.expected(s, NOTHING, sizes).items()}
         for sizes in (replace(SIZES, trained=1000), replace(SIZES, trained=60_000))

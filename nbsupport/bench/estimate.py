@@ -5,7 +5,7 @@ before it stalls, or a ray before it is decided, differs from model to model: wh
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,21 +78,21 @@ def rays(s: Settings, dim: int) -> int:
 # How many passes
 
 
-def passes(s: Settings, sizes: Sizes) -> dict[str, Counter[str]]:
+def passes(s: Settings, sizes: Sizes) -> dict[str, defaultdict[str, float]]:
     """Return how often each stage will do what the rates (`measured`) are about, about.
 
     The keys are the stages; then "training" (an image, with the change of the weights), "inner" (a pass in an attack of
     adversarial training), the attacks by name, "vote", "ray", "EOT" and "mimic" (passes), "detector" (steps of all
     folds) and "boosting" (fits).
     """
-    found: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
+    found: dict[str, defaultdict[str, float]] = {stage: defaultdict(float) for stage in STAGES}
     _, training, attacking, voting, probing, judging, adapting = found.values()
     plans = [suite.attacks(s, which) for which in MODELS]
     of_attacks = [n for plan in plans for _, n in plan.values()]
     probed = [min(n, s.boundary_n) for n in (*of_attacks, *(s.n,) * 6)]  # benign, noise and errors of two models
     most = len(s.magnitudes)
     looks = most / _LOOKS * rays(s, sizes.dim)
-    judged = s.adaptive_n * len(MODELS)
+    judged = min(s.adaptive_n, s.boundary_n, s.n) * len(MODELS)
 
     for one in suite.training(s).values():
         for kind in one["schedule"]:
@@ -100,7 +100,7 @@ def passes(s: Settings, sizes: Sizes) -> dict[str, Counter[str]]:
             inner = {"benign": 0, "single": 1, "pgd": s.train_steps}[kind]
             training["inner"] += 2 * inner * (sizes.trained - s.validation_n)
             training["inner"] += 2 * s.train_steps * s.validation_n
-    training["inner"] += len(MODELS) * (min(500, 10 * s.n) * search(suite.pgd(s)) + 4 * 100 * 20)
+    training["inner"] += len(MODELS) * (min(500, 10 * s.n) * search(suite.pgd(s)) + 4 * 100 * 20)  # the accuracy
     for plan in plans:
         for name, (attack, n) in plan.items():
             attacking[name] += n * search(attack)
@@ -112,7 +112,8 @@ def passes(s: Settings, sizes: Sizes) -> dict[str, Counter[str]]:
 
     voting["vote"] += (2 * max(s.n, s.region_n) + sum(of_attacks)) * s.samples * _POINTS
     variants = suite.region_variants(s, sizes.dim)
-    voting["vote"] += 3 * min(s.n, 100) * s.samples * len(variants) + 2 * 81**2 + 2 * 60 * 50 * 5 + 3 * 40 * 5 * 50
+    voting["vote"] += 3 * min(s.n, 100) * s.samples * len(variants)
+    voting["vote"] += 2 * 81**2 + (2 * 60 + 3 * 40) * 5 * 50  # slices, radii
     probing["ray"] += looks * sum(probed)
     probing["ray"] += sum(min(s.audit_rays, n * rays(s, sizes.dim)) for n in probed) * most * _SCANNED
     around = 3 * len(MODELS) * min(s.geometry_n, s.boundary_n)
@@ -205,7 +206,8 @@ def _pace(case: Case, subject: Subject) -> float:
 
 
 def _vote(s: Settings, model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Any:
-    return region.classify(model, x, radius=s.radius, samples=steps, stop="none", precision=s.precision)
+    options: dict[str, Any] = {"precision": s.precision, "generator": torch.Generator()}
+    return region.classify(model, x, radius=s.radius, samples=steps, stop="none", **options)
 
 
 def _probe(s: Settings, along: Tensor, model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Profile:
@@ -214,6 +216,7 @@ def _probe(s: Settings, along: Tensor, model: nn.Module, x: Tensor, y: Tensor, *
 
 def _mimic(s: Settings, along: Tensor, profile: Profile, model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Any:
     given: dict[str, Any] = {"directions": along, "magnitudes": s.magnitudes, "rays": 8, "steps": steps}
+    given["generator"] = torch.Generator()
     return adaptive.mimic(model, x, y, profile.take(slice(len(x))), **given)
 
 
