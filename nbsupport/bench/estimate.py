@@ -136,8 +136,9 @@ def passes(s: Settings, sizes: Sizes) -> dict[str, defaultdict[str, float]]:
 
 def search(attack: Any) -> float:
     """Return the passes, forward and backward, that `attack` (a `functools.partial`) takes of one image, about."""
-    given = attack.keywords
-    views, steps = given.get("views", 1), given.get("steps", 1) * given.get("restarts", 1)
+    given: dict[str, Any] = attack.keywords
+    views: int = given.get("views", 1)
+    steps: int = given.get("steps", 1) * given.get("restarts", 1)
     if "search_steps" in given:
         share = _SPENT[given.get("variant", "equations") if views > 1 else 1]
         return 2 * views * given["search_steps"] * steps * share
@@ -180,24 +181,23 @@ def measured(s: Settings) -> tuple[Rates, Sizes]:
     for name, (attack, _) in suite.attacks(s, "normal").items():
         if name == "FGSM":  # a single step: as one of PGD, below
             continue
-        views = attack.keywords.get("views", 1)
-        time(name, attack, 2 * views * _STEPS, **({"search_steps": 1} if "search_steps" in attack.keywords else {}))
+        given: dict[str, Any] = getattr(attack, "keywords", {})
+        once = {"search_steps": 1} if "search_steps" in given else {}
+        time(name, attack, 2 * given.get("views", 1) * _STEPS, **once)
     rates["FGSM"] = rates["PGD"]
     time("vote", partial(_vote, s), s.samples, steps=s.samples)
     along = suite.directions(s, images.in_shape)
     rows = runtime.rows_per_batch(model, images.in_shape, device)
-    profile = time(
-        "ray", partial(_probe, s, along), len(s.magnitudes) / _LOOKS * len(along), least=8 * rows // len(along)
-    )  # a full pool
+    full = 8 * rows // len(along)  # images whose rays fill the pool
+    profile = time("ray", partial(_probe, s, along), len(s.magnitudes) / _LOOKS * len(along), least=full)
     time("EOT", partial(adaptive.through_vote, radius=s.radius), 32 * _STEPS)
     like = partial(_mimic, s, along, profile)
     subject = subject.first(len(profile))
     time("mimic", like, 24 * 8 * _STEPS)
     rates |= _fits(s, len(along), images.num_classes, device)
-    shape = images.in_shape
     counts = _count(s.train_data, "train"), _count(s.test_data, "test")
     trained = counts[0] if s.train_n is None else min(counts[0], s.train_n)
-    return rates, Sizes(shape, trained, counts[1], runtime.kept_bytes(model, shape), rows)
+    return rates, Sizes(images.in_shape, trained, counts[1], runtime.kept_bytes(model, images.in_shape), rows)
 
 
 def _pace(case: Case, subject: Subject) -> float:
@@ -231,9 +231,10 @@ def _fits(s: Settings, count: int, num_classes: int, device: torch.device) -> Ra
         sides.append(Profile(adjacent[:, 0].long(), distance, adjacent, distance < 1).to(device))
     folds, steps = torch.arange(n) % s.detector_folds, 8
     options: dict[str, Any] = {"num_classes": num_classes, "pairs": s.detector_pairs, "count": s.detector_folds}
-    fit = partial(detector.cross_fit, *sides, folds, generator=random, **options)
+    fit = partial(detector.cross_fit, sides[0], sides[1], folds, generator=random, **options)
     networks = min(measure.timed(partial(fit, steps=steps), device)[1] for _ in range(2)) / steps
-    trees = measure.timed(partial(baselines.boosting, *sides, num_classes=num_classes), device)[1]
+    grow = partial(baselines.boosting, *sides, num_classes=num_classes)
+    trees = min(measure.timed(grow, device)[1] for _ in range(2))  # the first loads scikit-learn
     return {"detector": networks, "boosting": trees}
 
 
