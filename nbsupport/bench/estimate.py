@@ -140,8 +140,8 @@ def search(attack: Any) -> float:
     views: int = given.get("views", 1)
     steps: int = given.get("steps", 1) * given.get("restarts", 1)
     if "search_steps" in given:
-        share = _SPENT[given.get("variant", "equations") if views > 1 else 1]
-        return 2 * views * given["search_steps"] * steps * share
+        constants: int = given["search_steps"]
+        return 2 * views * constants * steps * _SPENT[given.get("variant", "equations") if views > 1 else 1]
     return steps * (views + 10 if views > 1 else 2) + 11 * views
 
 
