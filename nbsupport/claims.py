@@ -31,10 +31,12 @@ CLAIMS = {
 COLUMNS = (
     *("claim", "model", "examples", "statement", "statistic", "threshold", "low", "high", "n", "verdict"),
     *("verdict_holm", "by_construction", "verdict_if_all_for", "verdict_if_all_against", "n_needed", "decides"),
+    "converged",
 )
 NOT_ATTACKS = (BENIGN, *CONTROLS, "mimic")  # mimic is made to undo claims 6 and 7; claim 10 is about it
 FEWEST = 30  # observations for a verdict
 LEVEL = 0.05  # one minus the confidence of every interval
+UNFINISHED = 0.05  # of the images: with more searches that had not converged, a row says so
 
 _OTHERS = ("FGSM", "PGD", "OPTBRITTLE", "OPTSTRONG")  # which OPTMARGIN is compared with
 _ATTACKED = {10: "detector", 11: "vote"}  # the defence of each of our claims
@@ -145,7 +147,9 @@ def table(
     detector.csv at 95 % (a bootstrap's or Newcombe's); other confidences stretch it as they stretch Newcombe's.
 
     `n_needed` is about how many observations would decide the row if its statistic stayed what it is: 30 at least,
-    empty where none would. `decides` is False for rows that stand beside those that the claim is about.
+    empty where none would. `decides` is False for rows that stand beside those that the claim is about. `converged` is
+    the share of attacked images whose search had converged, the least of the attacks that the row is about; empty for
+    claims 8, 10 and 11 on several attacks.
 
     Parameters
     ----------
@@ -172,11 +176,15 @@ def table(
     frame["p"] = pd.Series(holm(frame.p[family]), frame.index[family], dtype=float)  # none outside the family
     sides = np.where(frame.p >= LEVEL, "undecided", np.where(frame.statistic > frame.threshold, "holds", "fails"))
     frame["verdict_holm"] = np.where(family, sides, frame.verdict)
+    frame["converged"] = [_converged(sets, *row) for row in zip(frame.claim, frame.model, frame.examples, strict=True)]
     return frame[[*COLUMNS]].astype({"by_construction": object, "n_needed": "Int64", "decides": bool})
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `table` with n in every verdict, such as "undecided (n=24, about 73 would decide)"."""
+    """Return `table` with n in every verdict, such as "undecided (n=24, about 73 would decide)".
+
+    Where the searches for more than 5 % of an attack's images had not converged, that is said too.
+    """
     texts = []
     for row in table.to_dict("records"):
         said, needed = f"n={row['n']}", row["n_needed"]
@@ -186,6 +194,8 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
             said += ", by construction"
         elif row["verdict_holm"] != row["verdict"]:
             said += ", undecided with Holm's correction"
+        if row["converged"] < 1 - UNFINISHED:
+            said += f", {1 - row['converged']:.0%} of the searches not converged"
         texts.append(f"{row['verdict']} ({said})")
     return table.assign(verdict=texts)
 
@@ -206,9 +216,18 @@ def overall(rows: pd.DataFrame) -> tuple[str, pd.Series]:
 def undecidable(s: Settings) -> list[str]:
     """Return a line for each part of the claims that a run with the settings `s` leaves open, whatever it measures.
 
-    Images that a model misclassifies and attacks that fail leave fewer images than these lines say.
+    Images that a model misclassifies and attacks that fail leave fewer images than these lines say. A line about one of
+    the two models only begins with its name.
     """
-    given = {name: n for name, (_, n) in suite.attacks(s, "pgd").items()}
+    normal, pgd = (_open(s, which) for which in MODELS)
+    both = [line for line in normal if line in pgd]
+    parts = zip(MODELS, (normal, pgd), strict=True)
+    return both + [f"{which} model: {line}" for which, lines in parts for line in lines if line not in both]
+
+
+def _open(s: Settings, which: str) -> list[str]:
+    """Return the lines of `undecidable` about the model `which`."""
+    given = {name: n for name, (_, n) in suite.attacks(s, which).items()}
     few: dict[int, list[str]] = {}
     for name, n in {**given, "benign images": s.region_n, "adaptive attacks": s.adaptive_n}.items():
         if n < FEWEST:
@@ -262,6 +281,14 @@ def _needed(n: int, p: float) -> int | None:
     return max(FEWEST, math.ceil(n * (wanted / seen) ** 2))
 
 
+def _converged(sets: Mapping[str, Sets], claim: int, model: str, examples: str) -> float:
+    """Return the least share of attacked images whose search had converged, of the attacks that a row is about."""
+    names = [*examples.split(" - "), *["OPTBRITTLE"] * (claim == 2)]
+    models = MODELS if claim == 3 else (model,)
+    frames = [sets[which][name] for which in models for name in names if name in sets.get(which, {})]
+    return min((float(frame.converged[frame.correct].mean()) for frame in frames), default=math.nan)
+
+
 # What is claimed
 
 
@@ -274,6 +301,8 @@ def by_set(images: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
         for name in ("point", "vote"):
             frame[name] = (frame[name] == frame.y).astype(float).mask(frame[name].isna())
         frame["correct"] = frame.correct.fillna(False).astype(bool)
+        known = part["converged"] if "converged" in part else pd.Series(pd.NA, part.index, dtype="boolean")
+        frame["converged"] = known.astype("boolean").astype("Float64").astype(float).to_numpy()
         found = frame.correct if examples == BENIGN else frame.success.fillna(False).astype(bool)
         frame["success"] = found & frame.correct  # of benign images: they can be compared with an attack's successes
         sets.setdefault(str(model), {})[str(examples)] = frame

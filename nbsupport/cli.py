@@ -60,7 +60,7 @@ def _checked(check: Callable[..., Any], *given: Any, **named: Any) -> Any:
 @click.option("--preset", default="standard", show_default=True, metavar="|".join(presets.PRESETS))
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Run folder [default: runs/DATASET-PRESET]")
 @click.option("-p", "named", type=(str, str), multiple=True, metavar="NAME VALUE", help="Set a parameter by name.")
-@click.option("--dry-run", is_flag=True, help="Print the settings and what would run.")
+@click.option("--dry-run", is_flag=True, help="Print the settings, what would run, and about how long.")
 @scheduler
 def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None, **chosen: Any) -> None:
     """Run all notebooks on DATASET: digits (the default), mnist, cifar10, folder:PATH or npz:PATH.
@@ -71,7 +71,10 @@ def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None
         raise click.UsageError("expected every parameter once, got one of them twice after -p")
     job = _checked(runner.plan, overrides=dict(named), **chosen)
     if dry_run:
+        from nbsupport.bench import estimate  # which loads torch
+
         click.echo(runner.describe(job))
+        click.echo(estimate.as_text(job.settings, runner.unfinished(job)))
         return
     with grids.connect(scheduler) as client:
         runner.run(job, click.echo, execute=grids.submit(client, job))

@@ -90,6 +90,7 @@ class Settings:
     ddn_steps: int = 200
     cost_n: int = 24  # images of each point of the curves of what evading the vote costs
     adam_n: int = 36  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
+    pgd_adam_n: int | None = None  # and on the PGD-trained model; None: as many
     authors_lr: float = 0.2
     authors_const: float = 0.2
     distance_scale: float = 255.0**2  # by which `authors` divides the squared distance

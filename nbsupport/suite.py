@@ -29,7 +29,7 @@ MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their 
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
 _FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
-_INDICATED = 32  # images of each attack on which signs of failure are looked for
+INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
@@ -106,7 +106,7 @@ def attacks(s: Settings, which: str) -> dict[str, tuple[Kernel, int]]:
         "adam": partial(kernels.carlini_wagner_l2, confidence=0.0, **penalty),
     }
     n = s.n if which == "normal" or s.pgd_n is None else min(s.pgd_n, s.n)
-    slow, strong = min(s.adam_n, n), min(s.strong_n, n)
+    strong, slow = min(s.strong_n, n), min(s.adam_n if which == "normal" else s.pgd_adam_n or s.adam_n, n)
     return {
         "FGSM": (partial(kernels.fgsm, eps=s.eps, **common), n),
         "PGD": (pgd(s), n),
@@ -196,7 +196,7 @@ def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet
     eps = about(s).set_index("attack").eps
     rows = []
     for (which, name), result in results.items():
-        model, part = networks[which], images.first(min(len(result), _INDICATED))
+        model, part = networks[which], images.first(min(len(result), INDICATED))
         aims = targets(s, model, part)
         options: dict[str, Any] = {"generator": runtime.seeded(s.seed, "indicators"), **aims}
         if name in ("FGSM", "PGD"):
@@ -317,7 +317,7 @@ def _directions(dim: int, count: int, negate: bool, seed: int) -> Tensor:
 def versions(s: Settings, networks: Networks, attacked: Results, images: ImageSet) -> dict[Keys, tuple[Tensor, Tensor]]:
     """Return what is probed: the positions (N,) and images of every set of examples, empty sets left out.
 
-    They are the benign images among the first `boundary_n` attacked ones that the model classifies correctly, the first
+    They are the first `boundary_n` of the attacked images, benign, that the model classifies correctly, the first
     `boundary_n` successes of every attack, and two controls:
 
     - `noise`: the benign images on which OPTMARGIN succeeded, moved in a random direction by the same RMS (`noisy`);
@@ -327,8 +327,9 @@ def versions(s: Settings, networks: Networks, attacked: Results, images: ImageSe
     found = {}
     for which, model in networks.items():
         right = runtime.predict(model, images.x).cpu() == images.y
-        sets = {BENIGN: (right[: min(s.n, s.boundary_n)], images.x)}
-        sets |= {name: (attack.success, attack.x_adv) for name, attack in of_model(attacked, which).items()}
+        own = of_model(attacked, which)
+        sets = {BENIGN: (right[: max(map(len, own.values()), default=s.n)], images.x)}
+        sets |= {name: (attack.success, attack.x_adv) for name, attack in own.items()}
         sets["errors"] = ~right, images.x
         if margin := attacked.get((which, "OPTMARGIN")):
             x = noisy(images.x[: len(margin)], margin.rms, generator=runtime.seeded(s.seed, "noise"))

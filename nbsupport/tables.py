@@ -48,11 +48,11 @@ KEY = ["model", "examples", "index"]
 IMAGES = (
     *(*KEY, "y", "correct", "success", "rms", "point", "vote", "votes_for_true", "p_lower", "abstain"),
     *("median_distance", "reached_share", "share_below_region_line", "purity_1", "purity_2", "purity_3"),
-    *("detector_part", "detector_score", "detector_threshold"),
+    *("detector_part", "detector_score", "detector_threshold", "converged"),
 )
 _KINDS = {
     "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
-    "boolean": ("correct", "success", "abstain"),
+    "boolean": ("correct", "success", "abstain", "converged"),
 }
 _PIXELS = ("lowest_pixel", "mean_pixel", "highest_pixel")
 DATASETS = ("part", "source", "images", "shape", "classes", "fewest_in_a_class", "most_in_a_class", *_PIXELS)
@@ -60,7 +60,7 @@ TRAINING = ("model", "n", *_with_interval("benign_accuracy", "pgd_accuracy"), "e
 ATTACKS = (
     *("model", "attack", "solver", "variant", "eps_or_confidence", "n", "n_misclassified"),
     *_with_interval("success_rate"),
-    *("mean_rms", "median_rms", "forwards_per_image", "backwards_per_image", "seconds"),
+    *("mean_rms", "median_rms", "forwards_per_image", "backwards_per_image", "seconds", "converged"),
 )
 NEAREST = ("model", "attack", "n", "success_rate", "nearest_share", "mean_rms", "mean_excess")
 _REGION = ("region_accuracy", "region_low", "region_high")
@@ -91,16 +91,19 @@ AUDIT = ("model", "examples", "rays", "differing", "low", "high")
 
 
 def attacked(results: Results, benign: Mapping[str, Tensor], y: Tensor, *, pixel_max: float) -> pd.DataFrame:
-    """Return what the attacks did to each image: the key, y, correct, success, rms.
+    """Return what the attacks did to each image: the key, y, correct, success, rms, converged.
+
+    `converged`: the search was not still gaining when it ended, and its constant saw both sides (`attacks.Attack`).
 
     `benign` are, for each model, which of the first images (N,) bool it classifies correctly: its rows of examples
-    "benign", without success and rms. `y` are the labels of the test set.
+    "benign", without the last three. `y` are the labels of the test set.
     """
     parts = []
     for model, right in benign.items():
         parts.append(_rows((model, BENIGN), y=y[: len(right)], correct=right))
         for name, attack in of_model(results, model).items():
             columns = {"correct": attack.correct, "success": attack.success, "rms": pixel_max * attack.rms.double()}
+            columns["converged"] = ~(attack.falling | attack.at_bound)
             parts.append(_rows((model, name), y=y[: len(attack)], **columns))
     return _typed(pd.concat(parts, ignore_index=True))
 
@@ -238,7 +241,7 @@ def attacks(
     """Return one row an attack, columns `ATTACKS`; passes are from `results`, settings from `about` (`suite.about`).
 
     `n` counts the attacked, that is correctly classified, images; rates and passes are over them, `mean_rms` and
-    `median_rms` over the successful ones.
+    `median_rms` over the successful ones. `converged` is the share of the attacked whose search had converged.
     """
     known, rows = about.set_index("attack").to_dict("index"), []
     for (model, name), part in _sets(images):
@@ -251,7 +254,7 @@ def attacks(
         passes = (_mean(spent[result.correct]) for spent in (result.forwards, result.backwards))
         lengths = (_mean(rms), float(np.median(rms)) if rms.size else math.nan)
         said = (settings["solver"], settings["variant"], budget)
-        rows.append((model, name, *said, *counts, *lengths, *passes, seconds[model, name]))
+        rows.append((model, name, *said, *counts, *lengths, *passes, seconds[model, name], _mean(right.converged)))
     return pd.DataFrame(rows, columns=[*ATTACKS])
 
 

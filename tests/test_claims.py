@@ -534,6 +534,20 @@ def test_the_number_that_is_needed_is_the_least_that_decides(share):
     assert least == 30 or not above[1]
 
 
+def test_a_row_says_how_many_searches_it_rests_on_had_not_converged():
+    stopped = measured("OPTMARGIN").assign(converged=np.arange(N) >= 8)
+    sets = stopped, measured("OPTBRITTLE").assign(converged=True), measured("FGSM").assign(converged=np.arange(N) >= 2)
+    frame = table(*sets, measured("PGD"))
+    share = frame.set_index(["claim", "examples"]).converged
+    assert share[1, "OPTMARGIN"] == share[2, "OPTMARGIN"] == share[9, "OPTMARGIN"] == 1 - 8 / N
+    assert (share[5, "FGSM - OPTMARGIN"] == 1 - 8 / N).all()  # the least of the two
+    assert share[9, "OPTBRITTLE"] == 1
+    assert math.isnan(share[9, "PGD"])  # not known
+    said = claims.in_words(frame).set_index(["claim", "examples"]).verdict
+    assert said[9, "OPTMARGIN"].endswith("20% of the searches not converged)")
+    assert "converged" not in said[9, "FGSM"] + said[9, "PGD"]  # 5 % may
+
+
 def test_verdicts_in_words():
     sets = [measured("OPTMARGIN", n=36), measured("OPTBRITTLE", n=36)]
     said = claims.in_words(table(*sets)).set_index(["claim", "examples", "threshold"]).verdict
@@ -593,6 +607,12 @@ def test_what_cannot_be_decided_is_known_before_a_run():
     few = undecidable(n=29, boundary_n=29)
     assert few[0].startswith("no verdict on FGSM, PGD, OPTBRITTLE, OPTSTRONG, OPTMARGIN, ")
     assert len(few) == 1  # that too few are probed follows
+
+
+def test_what_stays_open_for_one_model_is_said_of_that_model():
+    assert undecidable(adam_n=73, pgd_adam_n=29) == [
+        "pgd model: no verdict on OPTMARGIN-adam, OPTMARGIN-authors: 29 images, 30 are needed"
+    ]
 
 
 def test_what_is_said_to_stay_open_does_stay_open():

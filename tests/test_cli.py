@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from tiny_notebooks import FakeKernel, write_all
 
 from nbsupport import __version__, bench, cli, runner
+from nbsupport.bench import estimate
 from nbsupport.runner import StageFailed, notebooks, report
 from nbsupport.store import STAGES
 
@@ -161,12 +162,21 @@ def test_a_reader_that_has_seen_enough_is_told_nothing(here: Path, monkeypatch: 
     assert (result.exit_code, result.output) == (1, "")
 
 
-def test_a_dry_run_creates_nothing(here: Path) -> None:
+def test_a_dry_run_creates_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "as_text", lambda s, stages: f"{s.n} images, {len(stages)} stages")
     result = call("run", "--preset", "smoke", "-p", "n", "7", "--dry-run")
     assert result.exit_code == 0
     assert not (here / "runs").exists()
     assert "(-p)" in result.output
     assert all(stage in result.output for stage in STAGES)
+    assert result.output.endswith("7 images, 7 stages\n")
+
+
+def test_a_dry_run_expects_nothing_of_stages_that_are_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "as_text", lambda s, stages: " ".join(stages))
+    call("run", "--preset", "smoke")
+    (here / "runs" / "digits-smoke" / "tables" / "03_attacks.csv").unlink()
+    assert call("run", "--preset", "smoke", "--dry-run").output.splitlines()[-1] == "03_attacks"
 
 
 def test_the_status_of_a_run(here: Path) -> None:

@@ -196,6 +196,8 @@ def test_slow_attacks_get_fewer_images() -> None:
     assert [n for _, n in suite.attacks(replace(s, n=15), "normal").values()] == [15, 15, 15, 15, 15, 10, 10]
     assert [n for _, n in suite.attacks(replace(s, pgd_n=12), "pgd").values()] == [12, 12, 12, 12, 12, 10, 10]
     assert suite.attacks(replace(s, pgd_n=12), "normal")["PGD"][1] == 30
+    slow = {which: suite.attacks(replace(s, pgd_adam_n=5), which)["OPTMARGIN-adam"][1] for which in suite.MODELS}
+    assert slow == {"normal": 10, "pgd": 5}
 
 
 def test_a_budget_scales_the_steps_of_pgd_with_it() -> None:
@@ -353,8 +355,8 @@ def test_versions_are_what_is_right_what_succeeded_and_what_is_wrong() -> None:
     keys = [("normal", "benign"), ("normal", "PGD"), ("normal", "errors"), ("pgd", "benign"), ("pgd", "errors")]
     assert list(found) == keys  # nothing is left of the others
     index, x = found["normal", "benign"]
-    assert index.tolist() == [0]
-    assert torch.equal(x, images.x[[0]])
+    assert index.tolist() == [0, 2]  # the first two that are right, not those of the first two images
+    assert torch.equal(x, images.x[[0, 2]])
     index, x = found["normal", "PGD"]
     assert index.tolist() == [0, 2]
     assert torch.equal(x, images.x[[0, 2]] / 2)

@@ -1,5 +1,6 @@
 """Every cell of the tables against numbers worked out by hand; columns, units, empty cells, and what a reader sees."""
 
+import dataclasses
 import math
 import re
 
@@ -106,7 +107,7 @@ NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1
         (
             tables.attacks(NOTHING, {}, ABOUT, {}, pixel_max=1),
             "model, attack, solver, variant, eps_or_confidence, n, n_misclassified, success_rate, success_rate_low, "
-            "success_rate_high, mean_rms, median_rms, forwards_per_image, backwards_per_image, seconds",
+            "success_rate_high, mean_rms, median_rms, forwards_per_image, backwards_per_image, seconds, converged",
         ),
         (
             tables.region(NOTHING, radius=1, samples=1, pixel_max=1),
@@ -138,7 +139,7 @@ NOTHING = tables.images(tables.attacked({}, {"normal": bools(1)}, Y, pixel_max=1
             NOTHING,
             "model, examples, index, y, correct, success, rms, point, vote, votes_for_true, p_lower, abstain, "
             "median_distance, reached_share, share_below_region_line, purity_1, purity_2, purity_3, detector_part, "
-            "detector_score, detector_threshold",
+            "detector_score, detector_threshold, converged",
         ),
         (
             tables.scored(NO_SCORES, tables.thresholds(NO_SCORES)),
@@ -347,6 +348,15 @@ def test_an_attack_is_counted_over_correctly_classified_images(pixel_max):
     assert got["mean_rms"] == pytest.approx(0.3 * pixel_max)
     assert got["median_rms"] == pytest.approx(0.2 * pixel_max)
     assert (got["forwards_per_image"], got["backwards_per_image"]) == (35, 3.5)
+
+
+def test_a_search_that_had_not_converged_is_flagged_in_its_row_and_on_its_image():
+    found = attack([True] * 5, [True] * 4 + [False])
+    found = dataclasses.replace(found, falling=bools(1, 0, 0, 0, 1), at_bound=bools(1, 1, 0, 0, 1))
+    assert attacks_row(found)["converged"] == 0.5  # of the four that were attacked
+    images = tables.images(tables.attacked({("normal", "PGD"): found}, {"normal": found.correct}, Y, pixel_max=1))
+    assert images[images.examples == "PGD"].converged.tolist() == [False, False, True, True, False]
+    assert images[images.examples == "benign"].converged.isna().all()
 
 
 def test_a_success_on_a_misclassified_image_never_counts():

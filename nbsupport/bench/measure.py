@@ -30,7 +30,7 @@ EPOCHS, TRAIN_N = {"digits": 8, "mnist": 2}, {"digits": 1297, "mnist": 20000}  #
 PACE_SECONDS = 1.0  # for which the model alone is called at least
 SIZE = 3072  # of the matrices: large enough to fill a GPU, 0.6 s on one core
 SLOTS, STEPS = 64, 5  # of the attack whose memory is measured
-_BY_SHAPE = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
+BY_SHAPE = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
 _VALIDATION = 500  # test images that the better epoch is chosen by
 _WARM_UP_IMAGES = 8  # on a CPU; on a GPU, where it costs nothing, all
 # glibc hands freed blocks back at once, so that the peak is what was held, not what was kept for the next call: left to
@@ -127,10 +127,10 @@ def obtain(images: int, model: Path | None, narrator: Narrator) -> Subject:
     else:
         net = models.load(model).to(device)
         shape = vars(net)["spec"].in_shape
-        if shape not in _BY_SHAPE:
-            known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in _BY_SHAPE.items())
+        if shape not in BY_SHAPE:
+            known = ", ".join(f"{'x'.join(map(str, size))} ({name})" for size, name in BY_SHAPE.items())
             raise ValueError(f"expected a model for images of {known}, got {'x'.join(map(str, shape))} in {model}")
-        s = presets.settings(_BY_SHAPE[shape])
+        s = presets.settings(BY_SHAPE[shape])
     test = data.load(s.dataset, train=False, limit=max(_VALIDATION, 2 * images))
     keep = (runtime.predict(net, test.x).cpu() == test.y).nonzero().squeeze(1)[:images]
     if not len(keep):

@@ -127,14 +127,25 @@ def _require_sources(s: presets.Settings) -> None:
             raise ValueError(f"expected {name} as a file of weights, or {presets.OWN!r}, found no file {weights}")
 
 
+def unfinished(job: Job) -> list[str]:
+    """Return the stages of `job` that are not complete, in order."""
+    run = _begun(job)
+    return [stage for stage in STAGES if run is None or run.state(stage).name != "complete"]
+
+
 def describe(job: Job) -> str:
     """Return the settings of `job`, what each stage would do, and which claims stay open; values from -p are marked."""
     given, marks = asdict(job.settings), dict.fromkeys(manifest.overrides(job.settings), "    (-p)")
-    run = store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
+    run = _begun(job)
     settings = [f"  {name:<22}{value}{marks.get(name, '')}" for name, value in given.items()]
     stages = [f"  {stage:<26}{_intent(run.state(stage)) if run else 'runs'}" for stage in STAGES]
     lines = [f"run folder  {job.run_dir}", "settings", *settings, "stages", *stages, *_undecidable(job.settings)]
     return "\n".join(lines)
+
+
+def _begun(job: Job) -> Run | None:
+    """Return the run in the folder of `job`, None where there is none yet."""
+    return store.existing_run(job.run_dir) if (job.run_dir / manifest.NAME).exists() else None
 
 
 def _undecidable(settings: presets.Settings) -> list[str]:
