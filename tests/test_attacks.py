@@ -632,6 +632,15 @@ def test_images_that_bfloat16_does_not_resolve_are_searched_in_float32(attack, o
         assert trusting.success.sum() < 16 or trusting.rms.mean() > 1.05 * exact.rms.mean()
 
 
+@pytest.mark.parametrize(("images", "resolved", "reduced"), [(4, 4, 4), (8, 3, 0), (8, 4, 4)])
+def test_few_images_are_not_searched_in_two_parts(images, resolved, reduced, monkeypatch):
+    model, x = Coarse(0.0), torch.rand(images, *SHAPE, generator=seeded())
+    model.batch_rows = {"cpu": 16}
+    monkeypatch.setattr(Objective, "resolved", lambda self, x, label, error: torch.arange(len(x)) < resolved)
+    attacks.pgd_linf(model, x, predicted(model, x), eps=0.1, steps=2, step_size=0.05, precision="mixed")
+    assert model.reduced == 2 * reduced
+
+
 def test_what_bfloat16_errs_by_is_learnt_at_every_look():
     class Biased(nn.Module):
         def forward(self, x):
