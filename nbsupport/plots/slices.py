@@ -86,7 +86,7 @@ def slice_figure(
     classes
         The L names.
     around
-        Names in `points` to draw a hypercube around; None: all of them, or the image itself where there is none.
+        Names in `points` to draw a hypercube around; None: all of them.
     views
         (V, 2) places of projected views, in the units of `points`.
     view_labels
@@ -117,8 +117,6 @@ def slice_figure(
         if name not in points:
             raise ValueError(f"expected every name in around among the points {', '.join(points)}, got {name!r}")
     centres = {name: points[name] for name in (points if around is None else around)}
-    if not points and around is None:
-        centres = {"the image": np.zeros(2)}
     if (views is None) != (view_labels is None):
         raise ValueError("expected views and view_labels, got one without the other")
     projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
@@ -141,7 +139,7 @@ def slice_figure(
         dot = style.examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
         handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
     for name, centre in centres.items():
-        colour = style.examples_colour(name) if name in points else style.BLACK
+        colour = style.examples_colour(name)
         ax.add_patch(Polygon((outline + centre) * scale, fill=False, edgecolor=colour, linewidth=2, zorder=3))
         label = f"hypercube around {name}"
         if votes is not None and name in votes:
