@@ -139,6 +139,7 @@ def instance_panels(
     last: float,
     threshold: float | None = 0.5,
     band: Values | None = None,
+    true: int | None = None,
     pixel_max: float = 1.0,
     absent: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -165,6 +166,8 @@ def instance_panels(
         From which score on the detector calls an image adversarial.
     band
         (3, K) the 10, 50 and 90 % quantiles over benign images at each rank of the sorted distances, [0, 1] units.
+    true
+        The image's class, whose rays are black.
     pixel_max
         Lengths are drawn in units of [0, pixel_max].
     absent
@@ -201,7 +204,7 @@ def instance_panels(
     if profiles:
         rays = _row(second, [1] * len(profiles), left=0.095, bottom=0.22, top=0.9, wspace=0.03)
         for ax, (version, profile) in zip(rays, profiles.items(), strict=True):
-            _rays(ax, profile, version, classes, radius, last, pixel_max)
+            _rays(ax, profile, version, classes, radius, last, pixel_max, true)
             ax.set(title=f"rays, {version}", ylabel=_distance(pixel_max))
             ax.label_outer(remove_inner_ticks=True)
         _rays_legend(legend, rays, loc="center", ncols=_COLUMNS)
@@ -217,7 +220,15 @@ def instance_panels(
 
 @style.house_style()
 def live_panels(
-    version: Version, logits: Values, *, title: str, classes: Names, radius: float, last: float, pixel_max: float = 1.0
+    version: Version,
+    logits: Values,
+    *,
+    title: str,
+    classes: Names,
+    radius: float,
+    last: float,
+    true: int | None = None,
+    pixel_max: float = 1.0,
 ) -> Figure:
     """Return one image with its prediction, its vote and its rays, as far as they are known.
 
@@ -235,6 +246,8 @@ def live_panels(
         Half-width of the hypercube of the vote, in [0, 1] units.
     last
         The last magnitude searched along a ray, in [0, 1] units.
+    true
+        The image's class, whose rays are black.
     pixel_max
         Lengths are drawn in units of [0, pixel_max].
 
@@ -259,7 +272,7 @@ def live_panels(
     if version.profile is None or not version.profile.distance.numel():
         _wait(rays, "rays", "no ray yet")
     else:
-        _rays(rays, version.profile, "live", classes, radius, last, pixel_max)
+        _rays(rays, version.profile, "live", classes, radius, last, pixel_max, true)
         rays.set(title="rays", ylabel=_distance(pixel_max))
         _rays_legend(fig, [rays], loc="lower right", ncols=_COLUMNS)
     return fig
@@ -299,9 +312,9 @@ def _rays(
             look = {"color": colours[label], "label": classes[label], "gid": f"{label:09}"}
         ax.stairs(np.where(beyond == label, height, 0), np.arange(count + 1) + 0.5, fill=True, **look)
     text = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
-    rim = [patheffects.withStroke(linewidth=4, foreground="white")]
+    rim = [patheffects.withStroke(linewidth=3, foreground="white")]
     ax.axhline(line, color="black", linewidth=1.5, zorder=3, label=text, gid="radius", path_effects=rim)
-    share = f"{np.mean(distance < radius / np.sqrt(3)):.0%} of the rays\nend below the line"
+    share = f"{np.mean(distance < radius / np.sqrt(3)):.0%} end\nbelow the line"
     look = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
     ax.text(0.03, 0.59, share, transform=ax.transAxes, va="top", fontsize=9, bbox=look)
     ax.set(ylim=(0, 1.05 * end), xlim=(0.5 - 0.02 * count, 0.5 + 1.02 * count))

@@ -141,13 +141,13 @@ def slice_figure(
     for name, centre in centres.items():
         colour = style.examples_colour(name)
         ax.add_patch(Polygon((outline + centre) * scale, fill=False, edgecolor=colour, linewidth=2, zorder=3))
-        label = f"hypercube around {name}"
+        label = f"around {name}"
         if votes is not None and name in votes:
             label += f"\ntrue class: {style.percent(votes[name])} of n={votes[name].n} votes"
         handles.append(Line2D([], [], color=colour, linewidth=2, label=label))
     names = [f"{text}, {kind} ({style.unit(pixel_max)})" for text, kind in zip(axes, kinds, strict=True)]
     ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal" if kinds[0] == kinds[1] else "auto")
-    text = f"outlines: the slice through hypercubes of radius {radius * pixel_max:.3g}"
+    text = f"outlines: the slice through hypercubes\nof radius {radius * pixel_max:.3g}"
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.555, 0.95), "frameon": False, "title": text}
     look |= {"alignment": "left", "columnspacing": 1.0, "handlelength": 1.6}
     fig.legend(handles=handles, ncols=2 if len(handles) > 12 else 1, **look)
