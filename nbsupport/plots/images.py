@@ -182,7 +182,7 @@ def rms_examples(x: Values, versions: ByName, *, pixel_max: float = 1.0) -> Figu
         measured = arrays.rms(distorted, original) * pixel_max
         tiles = [Tile(as_picture(image), f"{value:.3g}") for image, value in zip(distorted, measured, strict=True)]
         rows.append((kind.replace(" ", "\n", 1), [Tile(as_picture(original), "original"), *tiles]))
-    title = f"How visible is a change of the same RMS? (above each image: RMS, {style.unit(pixel_max)})"
+    title = f"How visible is the same RMS? (above each image: RMS, {style.unit(pixel_max)})"
     return _tile_figure(rows, title=title, margin=1.35)
 
 
