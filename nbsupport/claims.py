@@ -44,7 +44,7 @@ _RATE = 0.05  # of false positives
 _LEAST = 1e-12  # the least p that is told apart
 _NUMBERS = ["y", "rms", "point", "vote", "median_distance", "share_below_region_line", "purity_1"]  # of an image
 _SUBSET = "whatever fools all of OPTMARGIN's views fools the image itself, so OPTBRITTLE needs no more"
-_ON_BOUNDARY = "the image lies on the boundary, so that about half of its rays cross it at once"
+_ON_BOUNDARY = "the image lies on the boundary, so that many of its rays cross it at once"
 
 Sets = Mapping[str, pd.DataFrame]  # of one model, by examples
 Interval = Callable[..., Rate]  # takes `confidence`: the statistic with its interval

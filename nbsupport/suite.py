@@ -27,8 +27,9 @@ BENIGN = "benign"
 CONTROLS = ("noise", "errors")  # benign images that a detector should not call adversarial
 MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
+_PARALLEL = 0.9999  # cosine of directions that span no plane
 _SQUARE = 4  # the side of the square of `distorted` is this part of the image's
-_FAR, _HALVINGS = 1e3, 40  # the longest step of `noisy`, and how often the interval of its length is halved
+_FAR, _HALVINGS = 1e3, 40  # the longest step of `moved`, and how often the interval of its length is halved
 INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
@@ -275,28 +276,35 @@ def region_variants(s: Settings, dim: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def slice_through(s: Settings, model: nn.Module, attack: Attack, images: ImageSet, name: str) -> Slice:
-    """Return the plane through an image on which `attack` succeeded and its result, named `name`.
+def slice_through(s: Settings, model: nn.Module, attacked: Mapping[str, Attack], images: ImageSet) -> tuple[int, Slice]:
+    """Return which image a slice is through, and the plane in which it and its OPTMARGIN and OPTBRITTLE lie.
 
-    It is the image of the median distortion, a typical one. Where the attack never succeeded, both directions are
-    random and the first test image is in the middle.
+    It is the image of OPTMARGIN's median distortion among those on which both succeeded. Where there is none, the
+    first test image is in the middle of a plane of random directions.
     """
-    success = attack.success.nonzero().squeeze(1)
-    by_rms = success[attack.rms[success].argsort()]
-    row = int(by_rms[(len(success) - 1) // 2]) if len(success) else 0
-    x = images.x[row]
-    return plane(s, model, x, attack.x_adv[row] if len(success) else x, name)
+    brittle, margin = (attacked[name] for name in MAIN)
+    both = (margin.success & brittle.success).nonzero().squeeze(1)
+    if not len(both):
+        return 0, plane(s, model, images.x[0], images.x[0], MAIN[1])
+    row = int(both[margin.rms[both].argsort()[(len(both) - 1) // 2]])
+    x, near = images.x[row], (brittle.x_adv[row] - images.x[row]).flatten()
+    along = (margin.x_adv[row] - x).flatten()
+    if float(torch.cosine_similarity(near, along, dim=0).abs()) > _PARALLEL:  # they span no plane
+        return row, plane(s, model, x, margin.x_adv[row], MAIN[1])
+    seen = plane(s, model, x, margin.x_adv[row], MAIN[1], third=near)
+    place = torch.stack([(near @ way).div(len(near)) for way in (seen.u, seen.v)])
+    return row, replace(seen, points={**seen.points, MAIN[0]: place})
 
 
 def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **options: Any) -> Slice:
     """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote.
 
-    `options` are those of `boundary.plane`: `third` and `size`.
+    The boundary is drawn at four times the resolution. `options` are those of `boundary.plane`: `third` and `size`.
     """
     length = float((x_adv - x).square().mean().sqrt())
     reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
     generator = runtime.seeded(s.seed, "slice")
-    seen = boundary.plane(model, x, x_adv, reach=reach, generator=generator, **options)
+    seen = boundary.plane(model, x, x_adv, reach=reach, refine=4, generator=generator, **options)
     return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
 
 
@@ -344,10 +352,17 @@ def versions(s: Settings, networks: Networks, attacked: Results, images: ImageSe
 def noisy(x: Tensor, rms: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Return each image of `x` (N, C, H, W) moved in a random direction, clipped to [0, 1], at the distance `rms` (N,).
 
-    The step is chosen so that the RMS after clipping is `rms`. Where clipping does not allow as much in the direction
-    that was drawn, the image goes as far as it allows.
+    See `moved`.
     """
-    direction = torch.randn(x.shape, generator=generator)
+    return moved(x, torch.randn(x.shape, generator=generator), rms)
+
+
+def moved(x: Tensor, direction: Tensor, rms: Tensor) -> Tensor:
+    """Return each image of `x` (N, C, H, W) moved along its `direction`, clipped to [0, 1], at the distance `rms` (N,).
+
+    The step is chosen so that the RMS after clipping is `rms`. Where clipping does not allow as much in that direction,
+    the image goes as far as it allows.
+    """
     low, high = torch.zeros(len(x), 1, 1, 1), torch.full((len(x), 1, 1, 1), _FAR)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -358,18 +373,21 @@ def noisy(x: Tensor, rms: Tensor, *, generator: torch.Generator | None = None) -
     return (x + high * direction).clamp(0, 1)
 
 
-def typical(profiles: Profiles, positions: Positions, names: Iterable[str]) -> dict[str, int]:
+def typical(profiles: Profiles, positions: Positions, names: Iterable[str], *, radius: float) -> dict[str, int]:
     """Return the row of one image in each of the sets of examples `names`; sets that are absent are left out.
 
-    It is a typical image: the middle one in the order of the median ray of the first set. Where no image was probed in
-    all sets, the last ones are dropped until one was; without any image the answer is empty.
+    It is a typical image: the middle one by the share of its rays that end before radius / sqrt(3) around OPTMARGIN
+    (where it is absent: around the first set), and among equal ones by the median ray. Where no image was probed in all
+    sets, the last ones are dropped until one was; without any image the answer is empty.
     """
     names = [name for name in names if name in profiles]
     while names:
         common = sorted(set.intersection(*(set(positions[name].tolist()) for name in names)))
         if common:
-            first = dict(zip(positions[names[0]].tolist(), ray_medians(profiles[names[0]]).tolist(), strict=True))
-            chosen = sorted(common, key=first.__getitem__)[(len(common) - 1) // 2]
+            by = MAIN[1] if MAIN[1] in names else names[0]
+            below = (profiles[by].distance < radius / math.sqrt(3)).double().mean(1).tolist()
+            order = dict(zip(positions[by].tolist(), zip(below, ray_medians(profiles[by]), strict=True), strict=True))
+            chosen = sorted(common, key=order.__getitem__)[(len(common) - 1) // 2]
             return {name: positions[name].tolist().index(chosen) for name in names}
         names.pop()
     return {}
@@ -583,17 +601,12 @@ def tried(
 
 
 def evasion_points(
-    attempts: Sequence[Attempt], attacked: Mapping[str, Attack], aware: Mapping[str, Attack], given: Defended
+    attempts: Sequence[Attempt], aware: Mapping[str, Attack]
 ) -> list[tuple[str, float | str, Attack, Tensor]]:
-    """Return rows for `tables.evasion` on one model: EOT with parts of the budget; PGD and OPTSTRONG as points."""
-    rows: list[tuple[str, float | str, Attack, Tensor]] = []
+    """Return rows for `tables.evasion` on one model: EOT with parts of the budget."""
     shares = {"EOT-0.75": 0.75, "EOT": 1.0}
-    for one in [one for one in attempts if VOTE in one.evaded]:
-        if one.attack in shares:
-            rows.append(("EOT, in budgets", shares[one.attack], aware[one.attack], ~one.evaded[VOTE]))
-        elif one.attack in ("PGD", "OPTSTRONG"):
-            rows.append(("published", one.attack, transferred(given, attacked[one.attack])[1], ~one.evaded[VOTE]))
-    return rows
+    known = {one.attack: ~one.evaded[VOTE] for one in attempts if VOTE in one.evaded}
+    return [("EOT, in budgets", share, aware[name], known[name]) for name, share in shares.items() if name in known]
 
 
 def adaptive_warnings(
@@ -683,16 +696,16 @@ def adaptive_views(s: Settings, in_shape: tuple[int, ...]) -> dict[str, Tensor]:
 def distorted(x: Tensor, lengths: Sequence[float], *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Return the image `x` changed in four ways, each by the same lengths.
 
-    Random noise and random signs (of which every pixel moves by the full length, as in one step of FGSM) are drawn
+    Random noise and random signs (of which every pixel moves by the same length, as in one step of FGSM) are drawn
     once and scaled; a constant is added; and the pixels of a square in the middle move towards the other end of
-    [0, 1].
+    [0, 1]. Each is scaled so that its RMS after clipping is the length, as far as clipping allows it.
 
     Parameters
     ----------
     x : Tensor (C, H, W) float32
         In [0, 1].
     lengths : sequence of M floats
-        RMS before clipping, [0, 1] units, > 0; after clipping it is at most that.
+        RMS after clipping, [0, 1] units, > 0.
     generator : torch.Generator, optional
         On the CPU; None takes torch's global one.
 
@@ -722,5 +735,5 @@ def distorted(x: Tensor, lengths: Sequence[float], *, generator: torch.Generator
         "a constant": torch.ones_like(x),
         "a square": square * torch.where(x < 0.5, 1.0, -1.0),
     }
-    scale = torch.tensor(list(lengths)).view(-1, 1, 1, 1)
-    return {kind: (x + scale * change / change.square().mean().sqrt()).clamp(0, 1) for kind, change in kinds.items()}
+    every = x.expand(len(lengths), *x.shape)
+    return {kind: moved(every, change, torch.tensor(list(lengths))) for kind, change in kinds.items()}

@@ -627,6 +627,23 @@ def mimicked(
     return frame.assign(index=given.index[torch.from_numpy(frame["index"].to_numpy(int))].numpy())
 
 
+def triple_differences(found: Mapping[Keys, Geometry], positions: Tensors) -> pd.DataFrame:
+    """Return how many more triple cells lie around adversarial images than around the same images when benign.
+
+    Columns: model, examples, n, difference with Student's 95 % interval, and a verdict in words. `positions` (N,) are
+    those of the images of each set, which may be more than were looked at.
+    """
+    rows, cells = [], {}
+    for key, one in found.items():
+        cells[key] = pd.Series(one.triple.double().mean(1).numpy(), positions[key][: len(one.triple)].numpy())
+    for model, name in [key for key in found if key[1] != BENIGN and (key[0], BENIGN) in found]:
+        rate = intervals.mean((cells[model, name] - cells[model, BENIGN]).dropna())
+        verdict = "more" if rate.low > 0 else "fewer" if rate.high < 0 else "no difference found"
+        rows.append((model, name, rate.n, rate.value, rate.low, rate.high, verdict))
+    names = ("model", "examples", "n", *_with_interval("difference"), "verdict")
+    return pd.DataFrame(rows, columns=[*names])
+
+
 def evasion_cost(
     attempts: Sequence[Attempt], every: Mapping[str, Defended], budgets: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0)
 ) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import statistics
@@ -16,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport import claims, runner, runtime, store, suite, tables
+from nbsupport import boundary, claims, detector, presets, runner, runtime, store, suite, tables
+from nbsupport.attacks import indicators
 from nbsupport.runner import notebooks
 from nbsupport.store import STAGES, Run, journal
 
@@ -32,6 +34,7 @@ TABLES = {
     "images": tables.IMAGES,
     "stability": tables.STABILITY,
     "geometry": tables.GEOMETRY,
+    "triple": ("model", "examples", "n", "difference", "difference_low", "difference_high", "verdict"),
     "audit": tables.AUDIT,
     "adaptive": tables.ADAPTIVE,
     "adaptive_cost": tables.COST,
@@ -158,6 +161,42 @@ def test_a_reader_is_asked_to_try_something_that_stores_nothing(stage: str) -> N
     for each in found:
         assert each, "a text that says **Try it** is followed by the cell to change"
         assert not re.search(r"\brun\.(keep|write|finish|warn)", "\n".join(each))
+
+
+def stated() -> list[tuple[str, str]]:
+    """What the prose says of settings and constants: the notebook, and the words with the value that the code has."""
+    every = [presets.settings(name, preset) for name in ("digits", "mnist", "cifar10") for preset in presets.PRESETS]
+    (views,), (samples,) = ({getattr(s, name) for s in every} for name in ("views", "samples"))
+    votes = [intervals_of_votes(n) for n in (samples // 2 + 1, samples)]
+    default = {name: each.default for name, each in inspect.signature(boundary.triple_points).parameters.items()}
+    return [
+        ("03_attacks", rf"i = 1, \dots, {views} \tag{{1}}"),
+        ("03_attacks", rf"$v_1, \dots, v_{{{views - 1}}}$ are random and mutually orthogonal"),
+        ("03_attacks", f"with {views} views, a step of `adam` counts {views} or"),
+        ("03_attacks", f"DDN with {views} views"),
+        ("03_attacks", f"the first {suite._INDICATED} images"),
+        ("03_attacks", f"a batch of exactly {indicators.BATCH} rows"),
+        (
+            "04_region_classification",
+            f"with {samples // 2 + 1} votes of {samples // 2 + 1} $\\underline p$ is {votes[0]}",
+        ),
+        ("04_region_classification", f"with {samples} of {samples} it is {votes[1]}"),
+        ("05_boundary_analysis", f"only at one length (`view_eps`) and in {views - 1} of them"),
+        ("05_boundary_analysis", f"on a {default['size']} x {default['size']} grid"),
+        ("06_detector", f"the first {['one', 'two', 'three'][detector.PURITIES - 1]} purities"),
+        ("06_detector", " or ".join(f"{100 * rate:g} %" for rate in suite.TARGETS)),
+        ("07_adaptive_attacks", f"at the threshold that flags {100 * suite.TARGETS[0]:g} %"),
+    ]
+
+
+def intervals_of_votes(n: int) -> str:
+    """The lower end of the share of the winner of all of `n` votes, as the prose writes it."""
+    return f"{0.0005 ** (1 / n):.3f}".lstrip("0")  # Clopper and Pearson's, at alpha .001
+
+
+@pytest.mark.parametrize(("stage", "words"), stated())
+def test_the_settings_that_prose_states_are_those_of_the_code(stage: str, words: str) -> None:
+    assert words in " ".join(" ".join(cells(stage, "markdown")).split())
 
 
 def test_the_command_line_accepts_the_parameters() -> None:

@@ -51,6 +51,17 @@ def test_labels_are_those_of_every_place(pair: tuple[Tensor, Tensor], third: str
     assert found.points["x_adv"].tolist() == [pytest.approx(length), 0]
 
 
+def test_a_finer_grid_agrees_with_every_place_and_looks_at_the_boundary_alone(pair: tuple[Tensor, Tensor]) -> None:
+    model = Rugged()
+    found = boundary.plane(model, *pair, size=17, refine=4, reach=0.3, generator=generator())
+    full = boundary.plane(Rugged(), *pair, size=65, reach=0.3, generator=generator())
+    torch.testing.assert_close(found.across, full.across)
+    torch.testing.assert_close(found.up, full.up)
+    assert (found.labels == full.labels).double().mean() > 0.97  # but for regions smaller than a cell
+    assert (found.labels == full.labels)[::4, ::4].all()
+    assert model.forwards < 65**2
+
+
 def test_the_regions_of_a_wedge_are_its_sectors() -> None:
     first, second = torch.eye(4)[:2]
     axes = [0.0, 2.0, 4.2]

@@ -399,14 +399,20 @@ def test_the_typical_image_is_in_the_middle_of_those_probed_in_all_sets() -> Non
     profiles = {"benign": profile(0.4, 0.1, INF, 0.2), "PGD": profile(0.3, 0.3, 0.3, 0.3)}
     positions = {"benign": torch.tensor([5, 6, 7, 8]), "PGD": torch.tensor([8, 7, 5, 9])}
     # 5, 7 and 8 are in both, with medians .4, inf and .2
-    assert suite.typical(profiles, positions, ("benign", "PGD", "absent")) == {"benign": 0, "PGD": 2}
+    names = ("benign", "PGD", "absent")
+    assert suite.typical(profiles, positions, names, radius=0.1) == {"benign": 0, "PGD": 2}
+    profiles["OPTMARGIN"] = profile(0.4, 0.1, 0.2, 0.3)
+    positions["OPTMARGIN"] = torch.tensor([7, 8, 5, 6])
+    # below .25 / sqrt(3) lies the ray of 8 alone; among 5 and 7 decides the median, .2 and .4
+    names = ("benign", "PGD", "OPTMARGIN")
+    assert suite.typical(profiles, positions, names, radius=0.25) == {"benign": 2, "PGD": 1, "OPTMARGIN": 0}
 
 
 def test_sets_are_dropped_until_one_image_is_in_all() -> None:
     profiles = {"benign": profile(0.4, 0.1, 0.2), "PGD": profile(0.3)}
     positions = {"benign": torch.tensor([5, 6, 7]), "PGD": torch.tensor([9])}
-    assert suite.typical(profiles, positions, ("benign", "PGD")) == {"benign": 2}
-    assert suite.typical({}, {}, ("benign", "PGD")) == {}
+    assert suite.typical(profiles, positions, ("benign", "PGD"), radius=0.1) == {"benign": 2}
+    assert suite.typical({}, {}, ("benign", "PGD"), radius=0.1) == {}
 
 
 def test_ray_medians_are_per_image() -> None:
@@ -558,20 +564,19 @@ def test_one_thing_differs_from_the_published_vote() -> None:
 
 def test_a_slice_agrees_with_the_model_where_its_images_lie(networks: dict[str, nn.Module], digits: ImageSet) -> None:
     model, few = networks["normal"], digits.first(9)
-    attacked = kernels.ddn_l2(model, few.x, few.y, steps=30)
-    plane = suite.slice_through(settings(), model, attacked, few, "OPTBRITTLE")
-    assert list(plane.points) == ["benign", "OPTBRITTLE"]
-    assert plane.points["benign"].tolist() == [0, 0]
-    length = float(plane.points["OPTBRITTLE"][0])
-    successes = sorted(attacked.rms[attacked.success].tolist())
-    assert length == pytest.approx(successes[(len(successes) - 1) // 2], rel=1e-4)
-    row = attacked.rms.masked_fill(~attacked.success, INF).sub(length).abs().argmin()
-    torch.testing.assert_close(few.x[row].flatten() + length * plane.u, attacked.x_adv[row].flatten())
+    brittle = kernels.ddn_l2(model, few.x, few.y, steps=30)
+    margin = kernels.optmargin(model, few.x, few.y, eps=0.1, steps=30, generator=runtime.seeded(0))
+    row, plane = suite.slice_through(settings(), model, {"OPTBRITTLE": brittle, "OPTMARGIN": margin}, few)
+    successes = sorted(margin.rms[margin.success & brittle.success].tolist())
+    assert float(margin.rms[row]) == successes[(len(successes) - 1) // 2]
+    for name, x in {"benign": few.x, "OPTMARGIN": margin.x_adv, "OPTBRITTLE": brittle.x_adv}.items():
+        place = plane.points[name].float() @ torch.stack((plane.u, plane.v))
+        torch.testing.assert_close(few.x[row].flatten() + place, x[row].flatten(), rtol=1e-4, atol=1e-5)
     assert float(plane.u @ plane.v) / 64 == pytest.approx(0, abs=1e-5)
     assert float(plane.v @ plane.v) / 64 == pytest.approx(1, abs=1e-5)
-    assert plane.labels.shape == (81, 81)
-    assert len(plane.across) == len(plane.up) == 81
-    for i, j in ((40, 40), (0, 80), (61, 7)):
+    assert plane.labels.shape == (321, 321)
+    assert len(plane.across) == len(plane.up) == 321
+    for i, j in ((160, 160), (0, 320), (244, 28)):
         place = few.x[row].flatten() + plane.across[i].float() * plane.u + plane.up[j].float() * plane.v
         assert int(plane.labels[j, i]) == int(runtime.predict(model, place.clamp(0, 1).view(1, 1, 8, 8)))
 
@@ -591,10 +596,22 @@ def test_without_a_success_the_slice_is_through_the_first_image(
     networks: dict[str, nn.Module], digits: ImageSet
 ) -> None:
     failed = attack(bools(0, 0), x=digits.x[:2])
-    plane = suite.slice_through(settings(), networks["normal"], failed, digits, "OPTBRITTLE")
+    row, plane = suite.slice_through(
+        settings(), networks["normal"], {"OPTBRITTLE": failed, "OPTMARGIN": failed}, digits
+    )
+    assert row == 0
     assert list(plane.points) == ["benign"]
     label = runtime.predict(networks["normal"], digits.x[:1])
-    assert int(plane.labels[40, 40]) == int(label)
+    assert int(plane.labels[160, 160]) == int(label)
+
+
+def test_attacks_along_one_line_span_no_plane_and_get_a_random_one(
+    networks: dict[str, nn.Module], digits: ImageSet
+) -> None:
+    x = digits.x[:1]
+    near, far = (attack(bools(1), x=0.5 + (x - 0.5) * (1 - share)) for share in (0.1, 0.2))
+    _, plane = suite.slice_through(settings(), networks["normal"], {"OPTBRITTLE": near, "OPTMARGIN": far}, digits)
+    assert list(plane.points) == ["benign", "OPTMARGIN"]
 
 
 # The boundary
@@ -714,8 +731,10 @@ def test_distortions_have_the_length_that_was_asked_for(shape: tuple[int, int, i
 
 
 def test_distortions_are_clipped_to_pixels() -> None:
-    for batch in suite.distorted(torch.rand(1, 8, 8, generator=runtime.seeded(1)), [0.6]).values():
-        assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
+    x = (2 * torch.rand(1, 8, 8, generator=runtime.seeded(1)) - 0.5).clamp(0, 1)  # many pixels at an end
+    for kind, (near, far) in suite.distorted(x, [0.1, 0.6]).items():
+        assert 0 <= float(far.min()) <= float(far.max()) <= 1
+        assert float((near - x).square().mean().sqrt()) == pytest.approx(0.1, rel=1e-4), kind
 
 
 @pytest.mark.parametrize("length", [0.0, -1.0, float("nan")])
@@ -823,7 +842,7 @@ def test_only_rounding_to_pixels_undoes_successes(smoke: Run) -> None:
 def test_instances_are_versions_of_one_image(smoke: Run) -> None:
     profiles = suite.of_model(smoke.load_all("boundary"), "normal")
     positions = {name: smoke.inputs(f"boundary/normal/{name}")["index"] for name in profiles}
-    rows = suite.typical(profiles, positions, ("benign", "OPTBRITTLE", "OPTMARGIN"))
+    rows = suite.typical(profiles, positions, ("benign", "OPTBRITTLE", "OPTMARGIN"), radius=smoke.settings.radius)
     assert list(rows) == ["benign", "OPTBRITTLE", "OPTMARGIN"]
     assert len({int(positions[name][row]) for name, row in rows.items()}) == 1
     bound = smoke.settings.radius / 3**0.5

@@ -602,6 +602,24 @@ def test_a_row_of_geometry():
     }
 
 
+@pytest.mark.parametrize(("more", "verdict"), [(5, "more"), (-5, "fewer"), (0, "no difference found")])
+def test_triple_cells_are_compared_on_the_images_that_both_sets_have(more, verdict):
+    empty = {name: bools([0]) for name in ("reached", "returned")} | {"angle": torch.zeros(1, 1)}
+    found = {("pgd", "benign"): Geometry(torch.tensor([[10, 12], [20, 20], [30, 30], [0, 0]]), **empty)}
+    found["pgd", "PGD"] = Geometry(torch.tensor([[29 + more] * 2, [20 + more] * 2, [12 + more] * 2]), **empty)
+    positions = {("pgd", "benign"): torch.tensor([4, 7, 9, 11]), ("pgd", "PGD"): torch.tensor([9, 7, 4, 5])}
+    half = stats.t.ppf(0.975, 2) / math.sqrt(3)  # the differences are more - 1, more, more + 1
+    assert only(tables.triple_differences(found, positions)) == {
+        "model": "pgd",
+        "examples": "PGD",
+        "n": 3,
+        "difference": pytest.approx(more),
+        "difference_low": pytest.approx(more - half),
+        "difference_high": pytest.approx(more + half),
+        "verdict": verdict,
+    }
+
+
 def test_a_low_end_above_zero_stays():
     assert 0 < geometry_row([[10], [11], [12]])["triple_cells_low"] < 11
 

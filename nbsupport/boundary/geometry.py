@@ -390,6 +390,7 @@ def plane(
     reach: float,
     third: str | Tensor = "random",
     size: int = 81,
+    refine: int = 1,
     generator: torch.Generator | None = None,
 ) -> Slice:
     """Return the classes in the plane through `x`, `x_adv` and a third point.
@@ -409,7 +410,10 @@ def plane(
         "gradient": that of the runner-up's logit minus the logit of the class of `x`, at `x`: the steepest way out
         of the class. A tensor is taken as it is, of any length.
     size : int
-        Places along each side, S, at least 2.
+        Places along each side, at least 2.
+    refine : int
+        How many steps a cell is divided into where its corners are of more than one class; S is
+        (size - 1) * refine + 1. The other cells are filled with the class of their corners.
     generator : torch.Generator, optional
         On the CPU; None takes torch's global one. Two directions are drawn, whatever `third` is.
 
@@ -427,6 +431,7 @@ def plane(
     pair = _checked(x, x_adv)
     checks.number(reach, name="reach", open_low=True)
     checks.count(size, name="size", low=2)
+    checks.count(refine, name="refine")
     if isinstance(third, Tensor):
         check_directions(third[None], x.numel(), name="third")
     else:
@@ -441,9 +446,29 @@ def plane(
         across = torch.linspace(-reach, length + reach, size, dtype=torch.float64)
         up = across - length / 2
         label = Labeller(model, pair[:1], torch.stack((u, v)))
-        labels = grid_labels(label, torch.tensor([[0, 0, 1]]), across.float(), up.float())
+        labels = grid_labels(label, torch.tensor([[0, 0, 1]]), across.float(), up.float())[0].cpu()
+        if refine > 1:
+            across = torch.linspace(-reach, length + reach, (size - 1) * refine + 1, dtype=torch.float64)
+            up = across - length / 2
+            labels = _refined(label, labels, refine, torch.stack((across, up)).float())
     points = {"x": torch.zeros(2), **({"x_adv": torch.tensor([length, 0.0])} if length else {})}
-    return Slice(labels[0].cpu(), across, up, u, v, points)
+    return Slice(labels, across, up, u, v, points)
+
+
+def _refined(label: Labeller, labels: Tensor, refine: int, offsets: Tensor) -> Tensor:
+    """Return the classes `labels` (S, S) of a plane on the grid of its `offsets` (2, T), finer by `refine`.
+
+    Places in cells whose corners are of one class get that class, the others are evaluated.
+    """
+    cell = torch.arange(offsets.shape[1]).div(refine, rounding_mode="floor").clamp(max=len(labels) - 2)
+    corners = torch.stack((labels[:-1, :-1], labels[:-1, 1:], labels[1:, :-1], labels[1:, 1:]))
+    mixed = (corners != corners[0]).any(0)
+    fine = labels[cell[:, None], cell]
+    row, column = mixed[cell[:, None], cell].nonzero(as_tuple=True)
+    where = torch.stack((offsets[0, column], offsets[1, row]), 1).to(label.device)
+    image = torch.zeros(len(row), dtype=torch.int64, device=label.device)
+    fine[row, column] = label(image, torch.tensor([[0, 1]], device=label.device).expand(len(row), 2), where).cpu()
+    return fine
 
 
 def grid_labels(label: Labeller, planes: Tensor, across: Tensor, up: Tensor) -> Tensor:

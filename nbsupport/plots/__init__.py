@@ -4,6 +4,7 @@ Lengths come in [0, 1] units; `pixel_max` gives the unit in which they are drawn
 ends a cell, is saved by `fig.savefig(path)`, and need not be closed.
 """
 
+from nbsupport.plots.comparison import runs_side_by_side
 from nbsupport.plots.curves import (
     accuracy_curve,
     detector_training,
@@ -24,7 +25,6 @@ from nbsupport.plots.results import (
     evasion_curves,
     region_accuracy,
     roc,
-    runs_side_by_side,
 )
 from nbsupport.plots.schematic import decision_regions, detector_architecture
 from nbsupport.plots.slices import hypercube_outline, slice_figure

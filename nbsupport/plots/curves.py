@@ -66,7 +66,7 @@ def training_curves(
     axes[0, 0].set_ylabel(f"validation accuracy{size}")
     axes[1, 0].set_ylim(0, 1.08 * max(float(history["loss"].max()) for history in histories.values()))
     axes[1, 0].set_ylabel("training loss (nats)")
-    return fig
+    return style.headline(fig, "Does training against PGD keep accuracy under PGD?")
 
 
 @style.house_style()
@@ -102,7 +102,7 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
     mean = "" if window == 1 else f", mean of {window} steps"
     ax.axhline(np.log(2), color="0.4", linestyle=":", linewidth=1.2, label="chance, ln 2")
     ax.set(xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None))
-    ax.set_title("Training of the detector")
+    ax.set_title("Does the detector learn more than to guess?")
     _legend_beside(ax, "trained on")
     return fig
 
@@ -138,7 +138,7 @@ def accuracy_curve(
     for i, (name, curve) in enumerate(rates.items()):
         if len(curve) != len(at):
             raise ValueError(f"expected a rate of {name!r} for each of the {len(at)} numbers x, got {len(curve)}")
-        own = {"color": style.PALETTE[i % len(style.PALETTE)], "marker": style.MARKERS[i % len(style.MARKERS)]}
+        own = {"color": (*style.PAIR, *style.PALETTE)[i % 12], "marker": style.MARKERS[i % len(style.MARKERS)]}
         look = style.examples_style(name) if set(rates) <= set(style.EXAMPLES) else own
         value, *ends = arrays.spread(curve)
         ax.plot(at, value, label=f"{name}, n={style.span([rate.n for rate in curve])}", markersize=4.5, **look)
@@ -205,7 +205,7 @@ def distance_curves(
         style.legend_below(ax)
     fig.axes[0].set_ylabel(f"mean distance (RMS, {style.unit(pixel_max)})")
     band = f"; band: 95 % bootstrap ({bootstrap})" if bootstrap else ""
-    text = f"Distance to the decision boundary; grey line: the last magnitude, {last * pixel_max:.4g}\n"
+    text = f"How far is the boundary in random directions? Grey line: the last magnitude, {last * pixel_max:.4g}\n"
     text += f"dashed: fewer than half of the images reach a boundary at that rank{band}"
     return style.headline(fig, text)
 
@@ -233,29 +233,32 @@ def margins(traces: Mapping[str, Trace], *, pixel_max: float = 1.0) -> Figure:
         colour = style.examples_colour(name)
         ax.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1)
         ax.plot(t, margin, color="0.6", linewidth=1.2, marker=".", markersize=3, label="every magnitude")
-        ax.plot(t[looked], margin[looked], "o", color=colour, markersize=5, label="where the search looked, in order")
-        for order, at in enumerate(looked.tolist()):
+        ax.plot(
+            t[looked], margin[looked], "o", color=colour, markersize=5, label="where the search looked, in this order"
+        )
+        for order, at in [each for each in enumerate(looked.tolist()) if each[0] % (1 + len(looked) // 8) == 0]:
             place: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
             ax.annotate(str(order), (float(t[at]), float(margin[at])), fontsize=9, color=colour, **place)
         ax.set_xlabel(f"distance from the image (RMS, {style.unit(pixel_max)})")
         ax.margins(y=0.12)
         style.legend_below(ax, ncols=1)
     fig.axes[0].set_ylabel("margin of the image's own class")
-    return style.headline(fig, "The margin along one ray says how far it is safe to go; below 0 lies another class")
+    return style.headline(fig, "How far is it safe to go along a ray? Steps follow the margin; below 0: another class")
 
 
 @style.house_style()
-def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Figure:
-    """Return the mean purity of the top j classes against j with its 95 % interval, a panel for each model.
+def purity_curves(purities: ByModel, positions: ByModel) -> Figure:
+    """Return the purity of adjacent classes, a row of three panels for each model, with 95 % intervals.
+
+    Left: the mean purity of the most frequent class. Middle: its mean difference to the benign version of the same
+    image. Right: the mean purity of the top j classes, without interval. Images without a reached ray are left out.
 
     Parameters
     ----------
     purities
         Model -> name of the examples -> (N, top) from `boundary.purity`; N may be 0.
-    bootstrap
-        Number of resamples of the images, drawn as a 95 % band; 0 draws Student's intervals as bars.
-    seed
-        Of the resampling.
+    positions
+        Model -> name of the examples -> (N,) which image each row is about.
 
     Raises
     ------
@@ -267,26 +270,48 @@ def purity_curves(purities: ByModel, *, bootstrap: int = 0, seed: int = 0) -> Fi
     He, Li & Song, "Decision Boundary Analysis of Adversarial Examples", ICLR 2018; Fig. 5 of the talk.
     """
     arrays.not_empty(purities, name="purities")
-    checks.count(bootstrap, name="bootstrap", low=0)
-    fig, sets = _by_model(purities, 4.6, "purity", ("N", "top"), sharey=True)
     names = _names(purities)
-    for ax, name, each in sets:
-        values = each.astype(np.float64)
-        value, *ends = arrays.spread([intervals.mean(column, bounds=(0, 1)) for column in values.T])
-        error = None if bootstrap else style.whiskers(value, *np.clip(ends, 0, 1))
-        # Bars stand a little apart, so that all stay visible.
-        shift = 0.0 if bootstrap else 0.05 * (names.index(name) - (len(names) - 1) / 2)
-        look = style.examples_style(name) | {"markersize": 5, "linewidth": 1.3}
-        j = np.arange(1, len(value) + 1) + shift
-        ax.errorbar(j, value, error, label=f"{name}, n={len(values)}", capsize=2, **look)
-        _bootstrap_band(ax, name, values, bootstrap, seed)
-    for ax in fig.axes:
-        ax.set(xlabel="j, number of adjacent classes", ylim=(0, 1.04))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.legend_below(ax)
-    fig.axes[0].set_ylabel("mean purity of the top j classes")
-    text = "Share of the reached rays whose boundary belongs to the j most frequent classes, 95 % "
-    return style.headline(fig, text + (f"bootstrap bands ({bootstrap})" if bootstrap else "intervals"))
+    fig = style.figure(0.9 + len(purities) * (1.0 + 0.26 * len(names)))
+    grid = fig.subplots(len(purities), 3, squeeze=False, sharex="col", width_ratios=[3, 3, 3.4])
+    for (dots, paired, curve), (model, by_name) in zip(grid, purities.items(), strict=True):
+        first, sizes = {}, dict.fromkeys(names, 0)
+        for name in [name for name in names if name in by_name]:
+            each = arrays.floats(by_name[name], name=f"purity of {name}", shape=("N", "top"))
+            at = arrays.numbers(positions[model][name], name=f"positions of {name}", shape=(len(each),))
+            known, look = each[:, 0] > 0, style.examples_style(name)
+            first[name], sizes[name] = pd.Series(each[known, 0], at[known]), int(known.sum())
+            _dot(dots, names.index(name), intervals.mean(each[known, 0], bounds=(0, 1)), look)
+            if name not in ("benign", "errors") and "benign" in first:  # errors have no other version
+                change = (first[name] - first["benign"]).dropna()
+                _dot(paired, names.index(name), intervals.mean(change, bounds=(-1, 1)), look, f" n={len(change)}")
+            if known.any():
+                curve.plot(range(1, each.shape[1] + 1), each[known].mean(0), markersize=4, linewidth=1.2, **look)
+        for ax in (dots, paired):
+            style.rows(ax, [f"{name}, n={size}" for name, size in sizes.items()])
+        paired.tick_params(labelleft=False)
+        paired.axvline(0, color=style.BLACK, linewidth=0.8)
+        dots.set_title(f"{model} model, j=1")
+        paired.set_title("j=1, less the benign version")
+        curve.set(title="every j, mean", ylim=(0, 1.04))
+        curve.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[-1, 0].set(xlabel="mean purity", xlim=(0, 1.02))
+    grid[-1, 1].set_xlabel("mean paired difference")
+    left, right = grid[-1, 1].get_xlim()
+    grid[-1, 1].set_xlim(left, right + 0.35 * (right - left))  # room for the numbers
+    grid[-1, 2].set_xlabel("j, number of adjacent classes")
+    text = (
+        "Do most directions lead to one class? Purity: the share of the reached rays that end at the j most frequent "
+    )
+    return style.headline(fig, text + "classes; 95 % intervals, n images with a reached ray, colours as on the left")
+
+
+def _dot(ax: Axes, row: int, rate: Rate, look: Mapping[str, Any], text: str = "") -> None:
+    """Draw a mean with its interval in a row, and `text` beside it; nothing where there is none."""
+    if np.isfinite(rate.value):
+        ends = np.clip([rate.low, rate.high], -1, 1)
+        ax.plot(ends, [row] * 2, color=look["color"], linewidth=1.6)
+        ax.plot(rate.value, row, markersize=6, linestyle="none", **look)
+        ax.annotate(text, (ends[1], row), (3, 0), textcoords="offset points", va="center", fontsize=9, color="0.3")
 
 
 @style.house_style()
@@ -308,7 +333,8 @@ def distortion_distribution(rms: ByModel, *, pixel_max: float = 1.0) -> Figure:
     arrays.not_empty(rms, name="rms")
     xlabel = f"RMS distortion ({style.unit(pixel_max)})"
     fig = _strips(rms, "rms", ("n",), lambda values: np.quantile(values, [0.25, 0.5, 0.75]), xlabel, pixel_max)
-    return style.headline(fig, "Each point an image; bar: the quartiles, circle: the median")
+    text = "How far does each attack move an image? Points: successes; bar: the quartiles, circle: the median"
+    return style.headline(fig, text)
 
 
 @style.house_style()
@@ -335,7 +361,8 @@ def triple_cells(cells: ByModel) -> Figure:
         return np.array([max(mean.low, 0.0) if np.isfinite(mean.low) else np.nan, mean.value, mean.high])
 
     fig = _strips(cells, "cells", ("N", "P"), interval, "triple cells in a plane")
-    text = "Each point an image, the mean over its planes; circle: mean over images, bar: its 95 % interval"
+    text = "Do three classes meet more often around adversarial images?\n"
+    text += "Each point an image, the mean over its planes; circle: mean over images, bar: its 95 % interval"
     return style.headline(fig, text)
 
 

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from nbsupport import checks, intervals
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import ByName, Floats, Names, Values
 
-_PARTS = {"training": style.BLUE, "test": style.ORANGE}
+_PARTS = dict(zip(("training", "test"), style.PAIR, strict=True))
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ def class_counts(train_labels: Values, test_labels: Values, classes: Names) -> F
         style.rows(ax, classes)
         ax.set(title=f"{part} set, n={len(y)}", xlabel="images", xlim=(0, max(1, counts.max()) * 1.18))
     axes[0].set_ylabel("class")
-    return fig
+    return style.headline(fig, "Are the classes equally frequent, and in both sets alike?")
 
 
 @style.house_style()
-def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0, bins: int = 64) -> Figure:
-    """Return the histogram of the pixel values of both sets, with minimum, mean and maximum.
+def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0) -> Figure:
+    """Return which share of the pixels of both sets has at most a value; a jump is a value that many pixels have.
 
     Parameters
     ----------
@@ -138,22 +138,22 @@ def pixel_values(train: Values, test: Values, *, pixel_max: float = 1.0, bins: i
     if len(set(channels.values())) > 1:
         raise ValueError(f"expected training and test images with as many channels, got {channels}")
     names = ["all pixels"] if channels["test"] == 1 else ["red", "green", "blue"]
-    edges = np.linspace(0, pixel_max, bins + 1)
+    at = np.linspace(0, 1, 256)
     fig = style.panels(names, 3.8, sharey=True)
     for channel, ax in enumerate(fig.axes):
-        for part, x in sets.items():
-            values = x[:, channel].ravel() * pixel_max
-            share = np.histogram(values, edges)[0] / max(values.size, 1)
-            low, mean, high = values.min(), values.mean(), values.max()
-            text = f"{part}: n={len(x)} images\n{low:.3g} to {high:.3g}, mean {mean:.3g}"
-            look: dict[str, Any] = {"fill": True, "alpha": 0.6} if part == "training" else {}
-            ax.stairs(share, edges, label=text, color=_PARTS[part], linewidth=1.4, **look)
-        ax.set(xlabel=f"value ({style.unit(pixel_max)})", yscale="log")
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        for (part, x), dashes in zip(sets.items(), ("-", (0, (3, 1.5))), strict=True):
+            values = x[:, channel].ravel()
+            share = np.searchsorted(np.sort(values), at + 1e-6, side="right") / max(values.size, 1)
+            low, high = (values <= 1e-6).mean(), (values >= 1 - 1e-6).mean()
+            text = f"{part}, n={len(x)} images, mean {pixel_max * values.mean():.3g}\n"
+            text += f"{low:.0%} are 0, {high:.0%} are {pixel_max:g}"
+            x_y = np.insert(at, 0, 0) * pixel_max, np.insert(share, 0, 0)
+            ax.step(*x_y, where="post", label=text, color=_PARTS[part], linestyle=dashes)
+        ax.set(xlabel=f"value ({style.unit(pixel_max)})", ylim=(-0.02, 1.02))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         style.legend_below(ax, ncols=1 if len(names) > 1 else 2)
-    fig.axes[0].set_ylabel(f"share of pixels in each of {bins} bins")
-    return fig
+    fig.axes[0].set_ylabel("pixels of at most this value")
+    return style.headline(fig, "How many pixels sit at the ends of the range?")
 
 
 @style.house_style()
@@ -182,7 +182,7 @@ def rms_examples(x: Values, versions: ByName, *, pixel_max: float = 1.0) -> Figu
         measured = arrays.rms(distorted, original) * pixel_max
         tiles = [Tile(as_picture(image), f"{value:.3g}") for image, value in zip(distorted, measured, strict=True)]
         rows.append((kind.replace(" ", "\n", 1), [Tile(as_picture(original), "original"), *tiles]))
-    title = f"The same RMS looks different for each kind of distortion (above each image: RMS, {style.unit(pixel_max)})"
+    title = f"How visible is the same RMS? (above each image: RMS, {style.unit(pixel_max)})"
     return _tile_figure(rows, title=title, margin=1.35)
 
 
@@ -235,7 +235,9 @@ def attack_grid(
             differences = [difference_tile(original, x_adv[i], magnify) for x_adv, _ in results.values()]
             rows.append((f"difference\nx {magnify:g}", [Tile(), *differences]))
     labels = "" if after is None else "the model's label (grey: unchanged)\nand "
-    title = f"n={len(originals)}; above each image: {labels}the RMS ({style.unit(pixel_max)})"
+    title = (
+        f"Can you still see the class? n={len(originals)}; above each image: {labels}the RMS ({style.unit(pixel_max)})"
+    )
     return _tile_figure(rows, title=title, margin=0.85)
 
 
@@ -282,14 +284,15 @@ def variants_side_by_side(
     rows = [("original", [_tile(originals[i], first[i]) for i in some])]
     for name, (x_adv, found) in results.items():
         mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max, bounds=(0, pixel_max))
-        text = f"{name}\nmean RMS {mean.value:.3g}\n[{mean.low:.3g}, {mean.high:.3g}], n={mean.n}"
+        text = f"{name}\nmean RMS {mean.value:.3g}\n[{max(mean.low, 0):.3g}, {mean.high:.3g}], n={mean.n}"
         if region_accuracy is not None and name in region_accuracy:
             rate = region_accuracy[name]
             text += f"\nregion accuracy\n{style.percent(rate)}, n={rate.n}"
         tiles = [_result(x_adv[i], found[i], first[i]) for i in some]
         rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], magnify) for i in some]))
     colours = " (red: brighter)" if originals.shape[1] == 1 else ""
-    title = f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
+    title = "Does the variant of the authors go further than the equations, and is it harder to vote back?\n"
+    title += f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
     title += f"RMS ({style.unit(pixel_max)}) and accuracy with 95 % intervals"
     return _tile_figure(rows, title=title, margin=1.75, split=len(some))
 

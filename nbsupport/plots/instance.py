@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 from scipy.special import softmax
-from scipy.stats import rankdata
 from torch import Tensor
 
 from nbsupport import checks
@@ -65,13 +66,16 @@ def instance_boundary(
     classes: Names,
     radius: float,
     last: float,
+    images: Mapping[str, Values] | None = None,
+    true: int | None = None,
+    index: int | None = None,
     clipped_rms: Mapping[str, float] | None = None,
     pixel_max: float = 1.0,
 ) -> Figure:
-    """Return one image's rays sorted by distance, coloured by adjacent class, its versions side by side.
+    """Return one image's rays sorted by distance, a bar each in the colour of its class, its versions side by side.
 
     The black line is at radius / sqrt(3), the expected RMS of a sample of region classification before clipping.
-    Rays that meet no boundary stand as crosses at the last magnitude.
+    Rays that meet no boundary are pale bars up to the last magnitude.
 
     Parameters
     ----------
@@ -83,6 +87,12 @@ def instance_boundary(
         Half-width of the hypercube, in [0, 1] units.
     last
         The last magnitude searched, in [0, 1] units.
+    images
+        Title -> (C, H, W) in [0, 1], drawn beside the rays.
+    true
+        The image's class, whose rays are black.
+    index
+        Which test image it is, for the title.
     clipped_rms
         Title -> mean RMS of the region samples after clipping, in [0, 1] units, for the caption.
     pixel_max
@@ -99,17 +109,22 @@ def instance_boundary(
     """
     arrays.not_empty(instances, name="instances")
     _check(radius, last)
-    fig = style.panels(instances, 4.6, sharey=True)
+    fig = style.panels(instances, 4.9, sharey=True)
     for ax, (title, profile) in zip(fig.axes, instances.items(), strict=True):
-        _rays(ax, profile, title, classes, radius, last, pixel_max)
+        _rays(ax, profile, title, classes, radius, last, pixel_max, true)
         says = f"the model says {classes[int(profile.center[0])]}"
         ax.set_title(f"{title}:\n{says}" if len(instances) > 2 else f"{title}: {says}")  # narrow panels
         if clipped_rms is not None and title in clipped_rms:
             after = f"clipped region sample: RMS {clipped_rms[title] * pixel_max:.3g}"
             ax.set_xlabel(f"{ax.get_xlabel()}\n{after}")
+        if images is not None:
+            beside = ax.inset_axes((0.03, 0.62, 0.3, 0.35))
+            _picture(beside, Tile(as_picture(arrays.images(images[title], name=title, shape=("C", "H", "W")))))
     fig.axes[0].set_ylabel(_distance(pixel_max))
     _rays_legend(fig, fig.axes, loc="outside lower center", ncols=int(fig.get_size_inches()[0] / 1.5))
-    return fig
+    which = "one image" if index is None else f"test image {index}"
+    which += "" if true is None else f" of class {classes[true]} (black)"
+    return style.headline(fig, f"Which class lies how far away in each direction? A bar a ray, {which}")
 
 
 @style.house_style()
@@ -124,6 +139,7 @@ def instance_panels(
     last: float,
     threshold: float | None = 0.5,
     band: Values | None = None,
+    true: int | None = None,
     pixel_max: float = 1.0,
     absent: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -150,6 +166,8 @@ def instance_panels(
         From which score on the detector calls an image adversarial.
     band
         (3, K) the 10, 50 and 90 % quantiles over benign images at each rank of the sorted distances, [0, 1] units.
+    true
+        The image's class, whose rays are black.
     pixel_max
         Lengths are drawn in units of [0, pixel_max].
     absent
@@ -186,7 +204,7 @@ def instance_panels(
     if profiles:
         rays = _row(second, [1] * len(profiles), left=0.095, bottom=0.22, top=0.9, wspace=0.03)
         for ax, (version, profile) in zip(rays, profiles.items(), strict=True):
-            _rays(ax, profile, version, classes, radius, last, pixel_max)
+            _rays(ax, profile, version, classes, radius, last, pixel_max, true)
             ax.set(title=f"rays, {version}", ylabel=_distance(pixel_max))
             ax.label_outer(remove_inner_ticks=True)
         _rays_legend(legend, rays, loc="center", ncols=_COLUMNS)
@@ -202,7 +220,15 @@ def instance_panels(
 
 @style.house_style()
 def live_panels(
-    version: Version, logits: Values, *, title: str, classes: Names, radius: float, last: float, pixel_max: float = 1.0
+    version: Version,
+    logits: Values,
+    *,
+    title: str,
+    classes: Names,
+    radius: float,
+    last: float,
+    true: int | None = None,
+    pixel_max: float = 1.0,
 ) -> Figure:
     """Return one image with its prediction, its vote and its rays, as far as they are known.
 
@@ -220,6 +246,8 @@ def live_panels(
         Half-width of the hypercube of the vote, in [0, 1] units.
     last
         The last magnitude searched along a ray, in [0, 1] units.
+    true
+        The image's class, whose rays are black.
     pixel_max
         Lengths are drawn in units of [0, pixel_max].
 
@@ -244,7 +272,7 @@ def live_panels(
     if version.profile is None or not version.profile.distance.numel():
         _wait(rays, "rays", "no ray yet")
     else:
-        _rays(rays, version.profile, "live", classes, radius, last, pixel_max)
+        _rays(rays, version.profile, "live", classes, radius, last, pixel_max, true)
         rays.set(title="rays", ylabel=_distance(pixel_max))
         _rays_legend(fig, [rays], loc="lower right", ncols=_COLUMNS)
     return fig
@@ -259,34 +287,44 @@ def _distance(pixel_max: float) -> str:
     return f"distance\n(RMS, {style.unit(pixel_max)})"
 
 
-def _rays(ax: Axes, profile: Profile, name: str, classes: Names, radius: float, last: float, pixel_max: float) -> None:
-    """Draw one image's rays into `ax`, sorted by distance; `name` names the profile in errors."""
+def _rays(
+    ax: Axes,
+    profile: Profile,
+    name: str,
+    classes: Names,
+    radius: float,
+    last: float,
+    pixel_max: float,
+    true: int | None = None,
+) -> None:
+    """Draw a bar for each of one image's rays into `ax`, by distance; `name` names the profile in errors."""
     line, end = radius / np.sqrt(3) * pixel_max, last * pixel_max
     distance = arrays.floats(profile.distance, name=f"distance of {name}", shape=(1, "K"))[0]
     count = len(distance)
     adjacent = arrays.labels(profile.adjacent, name=f"adjacent of {name}", shape=(1, count), classes=classes, low=-1)[0]
     arrays.labels(profile.center, name=f"center of {name}", shape=(1,), classes=classes)
-    rank, reached = rankdata(distance, method="ordinal"), np.isfinite(distance)
-    look: dict[str, Any] = {"linestyle": "none", "markeredgecolor": style.BLACK}
-    look |= {"markersize": 3.5, "markeredgewidth": 0.0} if count > 300 else {"markersize": 5.0, "markeredgewidth": 0.3}
-    colours = style.class_colours(len(classes))
-    for label in np.unique(adjacent[reached]):
-        those = reached & (adjacent == label)
-        look |= {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label]}
-        ax.plot(rank[those], distance[those] * pixel_max, label=classes[label], gid=f"{label:09}", **look)
-    if not reached.all():
-        cross: dict[str, Any] = {"linestyle": "none", "marker": "x", "color": style.GREY, "markersize": 4.5}
-        ax.plot(rank[~reached], np.full((~reached).sum(), end), label=f"none within {end:.4g}", gid="none", **cross)
-    label = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
-    ax.axhline(line, color="black", linewidth=1.5, zorder=3, label=label, gid="radius")
-    ax.set(ylim=(0, 1.05 * end), xlim=(1 - 0.02 * count, 1.02 * count))
-    ax.set_xlabel(f"rank of the ray (1: the nearest)\n{reached.sum()} of {count} reach a boundary")
+    order = np.argsort(distance, kind="stable")
+    height, beyond = np.minimum(distance, last)[order] * pixel_max, adjacent[order]
+    colours = style.class_colours(len(classes), true)
+    for label in np.unique(beyond):
+        look: dict[str, Any] = {"color": "0.87", "label": f"none within {end:.4g}", "gid": "none"}
+        if label >= 0:
+            look = {"color": colours[label], "label": classes[label], "gid": f"{label:09}"}
+        ax.stairs(np.where(beyond == label, height, 0), np.arange(count + 1) + 0.5, fill=True, **look)
+    text = f"radius {radius * pixel_max:.3g} / sqrt(3) = {line:.3g}"
+    rim = [patheffects.withStroke(linewidth=3, foreground="white")]
+    ax.axhline(line, color="black", linewidth=1.5, zorder=3, label=text, gid="radius", path_effects=rim)
+    share = f"{np.mean(distance < radius / np.sqrt(3)):.0%} end\nbelow the line"
+    look = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+    ax.text(0.03, 0.59, share, transform=ax.transAxes, va="top", fontsize=9, bbox=look)
+    ax.set(ylim=(0, 1.05 * end), xlim=(0.5 - 0.02 * count, 0.5 + 1.02 * count))
+    ax.set_xlabel(f"rank of the ray (1: the nearest)\n{np.isfinite(distance).sum()} of {count} reach a boundary")
 
 
 def _rays_legend(fig: FigureBase, axes: Sequence[Axes], **place: Any) -> None:
-    """Put one legend of the rays in all `axes` into `fig`: classes in order, crosses, line."""
-    handles = {str(line.get_gid()): line for ax in axes for line in ax.lines}
-    look: dict[str, Any] = {"frameon": False, "markerscale": 1.2, "columnspacing": 1.2, "handletextpad": 0.4, **place}
+    """Put one legend of the rays in all `axes` into `fig`: classes in order, no class, line."""
+    handles: dict[str, Artist] = {str(drawn.get_gid()): drawn for ax in axes for drawn in (*ax.patches, *ax.lines)}
+    look: dict[str, Any] = {"frameon": False, "columnspacing": 1.2, "handletextpad": 0.4, "handlelength": 1.3, **place}
     fig.legend(handles=[handles[key] for key in sorted(handles)], title="class beyond the boundary", **look)
 
 

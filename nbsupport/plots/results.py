@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator
 
 from nbsupport import checks, claims, intervals, suite, tables
 from nbsupport.plots import arrays, style
@@ -19,12 +20,12 @@ _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (bel
 _ENDS = ("", "_low", "_high")
 _NO_ATTACK = "benign, all\nor minimum"
 _REGION = ["region_accuracy", "region_low", "region_high"]
-SHOWN = {  # the quantities of `runs_side_by_side`, in the words of its panels
-    **dict.fromkeys(("benign_accuracy", "success_rate"), "success"),
-    "mean_rms": "mean RMS",
-    "region_accuracy": "vote's accuracy",
-    "median_distance": "median distance",
-    "auc": "AUC",
+_KINDS: dict[str, Any] = {"transferred": "-", "adaptive": (0, (4, 1))}
+# All are OPTMARGIN, with one part of its demand growing.
+_DEMANDS: dict[str, dict[str, Any]] = {
+    "number of views": {"color": style.BLUE, "marker": "o", "linestyle": "-"},
+    "size of the views": {"color": style.BLUE, "marker": "s", "linestyle": "--", "markerfacecolor": "white"},
+    "confidence": {"color": style.BLUE, "marker": "^", "linestyle": ":", "markerfacecolor": style.SKY},
 }
 
 
@@ -64,7 +65,8 @@ def region_accuracy(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
     handles = [Patch(facecolor=fill, edgecolor=style.BLACK, label=name) for name, fill in fills.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     radius, samples = (" and ".join(f"{value:g}" for value in table[name].unique()) for name in ("radius", "samples"))
-    return style.headline(fig, f"Radius {radius} ({style.unit(pixel_max)}), {samples} samples; Wilson 95 % intervals")
+    text = f"radius {radius} ({style.unit(pixel_max)}), {samples} samples; Wilson 95 % intervals"
+    return style.headline(fig, f"Does the vote restore the true class? Hypercubes of {text}")
 
 
 @style.house_style()
@@ -117,7 +119,8 @@ def error_rates(table: pd.DataFrame) -> Figure:
     handles = fig.axes[0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     target = " and ".join(f"{value:.0%}" for value in table["target_fpr"].unique())
-    return style.headline(fig, f"Threshold for {target} of the benign images; 95 % intervals, n images")
+    text = f"Threshold for {target} of the benign images; 95 % intervals, n images"
+    return style.headline(fig, f"Which images does the detector get wrong? {text}")
 
 
 def _error_lines(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +173,12 @@ def roc(tested: Mapping[str, intervals.Folds]) -> Figure:
         label = f"{name}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]\n{size}"
         ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(at, mean, color=colour, label=label, linewidth=1.5)
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title="ROC of the detector, held-out images")
+    ax.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        aspect="equal",
+        title="How many attacks are caught at each false alarm rate?",
+    )
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     title = "n: benign + adversarial images,\nAUC with 95 % interval"
     fig.legend(loc="outside right center", frameon=False, title=title)
@@ -179,13 +187,16 @@ def roc(tested: Mapping[str, intervals.Folds]) -> Figure:
 
 @style.house_style()
 def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
-    """Return one panel a curve: region accuracy, with its Wilson 95 % interval, against mean RMS.
+    """Return region accuracy, with its Wilson 95 % interval, against mean RMS on a logarithmic axis.
+
+    What reaches 0 % stands below the line at 0, spread apart: a row for each series.
 
     Parameters
     ----------
     table
         Rows of evasion.csv: curve, demand, n, mean_rms (in units of [0, pixel_max]), region_accuracy, region_low,
-        region_high. The rows of the curve "published" are drawn as stars in every panel, named by their demand.
+        region_high. Marks grow along a curve. The rows of the curve "published" are single points, named by their
+        demand.
     pixel_max
         The unit of the distortion and of the size of views.
 
@@ -195,28 +206,30 @@ def evasion_cost(table: pd.DataFrame, *, pixel_max: float = 1.0) -> Figure:
         For an empty table or a missing column.
     """
     arrays.columns(table, ["curve", "demand", "n", "mean_rms", *_REGION], name="the evasion table")
-    published = table[table["curve"] == "published"]
-    grown = {str(curve): part for curve, part in table.drop(published.index).groupby("curve", sort=False)}
-    fig = style.panels(grown, 4.1, sharex=True, sharey=True)
-    for i, (ax, part) in enumerate(zip(fig.axes, grown.values(), strict=True)):
-        _points(ax, part, color=style.PALETTE[i], marker="os^"[i % 3], markersize=5)
-        reached = part.loc[np.isfinite(part["mean_rms"]), ["mean_rms", "region_accuracy", "demand"]]
-        for k, (at, height, demand) in enumerate(reached.itertuples(index=False)):
-            above = (5, 5 + 11 * (k % 3))  # neighbours at different heights, since they may stand close together
-            ax.annotate(f"{float(demand):.3g}", (at, height), above, textcoords="offset points", fontsize=9)
-        for name, row in published.groupby("demand", sort=False):
-            look = {"marker": "*", "markersize": 13, "markeredgecolor": style.BLACK, "markeredgewidth": 0.6}
-            look |= {"linestyle": "none", "color": style.examples_colour(str(name).split(" ")[0])}
-            _points(ax, row, label=f"{name}, n={row['n'].iloc[0]}", **look)
-        ax.margins(x=0.12)  # room for the number beside the last point
-        ax.set(ylim=(-0.06, 1.08), xlabel=f"mean RMS ({style.unit(pixel_max)})")
-        ax.yaxis.set_major_formatter("{x:.0%}")
-    fig.axes[0].set_ylabel("region accuracy (0: the vote is evaded)")
-    if len(published):
-        shown = fig.axes[0].get_legend_handles_labels()
-        fig.legend(*shown, loc="outside lower center", ncols=2, frameon=False)
-    count = " or ".join(f"{n:g}" for n in table.drop(published.index)["n"].unique())
-    return style.headline(fig, f"One part of the demand grows along each curve (n={count}); Wilson 95 % intervals")
+    names = table["curve"].where(table["curve"] != "published", table["demand"])
+    fig = style.figure(5.2)
+    ax = fig.subplots()
+    for row, (name, part) in enumerate(table.groupby(names, sort=False)):
+        n = style.span(list(part["n"]))
+        look: dict[str, Any] = {"linestyle": "none", **style.examples_style(str(name).split(" ")[0].strip(","))}
+        if part["curve"].iloc[0] == "published":
+            look |= {"label": f"{name}, n={n}", "sizes": [11.0], "markeredgecolor": style.BLACK}
+        else:
+            grown = ", ".join(f"{float(demand):.3g}" for demand in part["demand"])
+            look |= {"label": f"{name}: {grown} (n={n})", "sizes": np.linspace(4, 9, len(part))}
+            look |= _DEMANDS.get(str(name), {})
+        _points(ax, part, lift=-0.026 * (row + 1), **look)
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=1)
+    ax.set(xscale="log", ylim=(-0.026 * (names.nunique() + 1.5), 1.05), ylabel="images whose true class wins the vote")
+    ax.set_xlabel(f"mean RMS ({style.unit(pixel_max)}, logarithmic)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    title = "a demand that grows, with its values"
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False, title=title, alignment="left")
+    text = "What does it cost to evade the vote? Lower left: more evasion for less distortion\n"
+    return style.headline(fig, text + "Larger marks: a larger demand; below the line: 0 %, spread apart; bars: 95 %")
 
 
 @style.house_style()
@@ -261,7 +274,8 @@ def attack_matrix(table: pd.DataFrame) -> Figure:
     ax.tick_params(rotation=0)
     ax.grid(False)
     budget, n = within["budget_rms"].iloc[0], style.span(list(within["n"]))
-    said = f"{models[0]} model: success in per cent within the image's budget (mean RMS {budget:.3g}), n={n}, below it "
+    said = f"Which attack evades which defence? {models[0]} model: success in per cent within the image's budget "
+    said += f"(mean RMS {budget:.3g}), n={n}, below it "
     return style.headline(fig, said + "the 95 % interval; above the line attacks that knew nothing of the defence")
 
 
@@ -285,7 +299,7 @@ def evasion_curves(
     defences
         Those shown, a panel for each threshold of their detector.
     points
-        Attacks that also stand as stars, at their mean RMS, with the share that the defence holds against them.
+        Attacks that also stand as points, at their mean RMS, with the share that the defence holds against them.
     pixel_max
         The axis is in units of [0, pixel_max].
 
@@ -297,26 +311,30 @@ def evasion_curves(
     least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in defences}
     if not least:
         raise ValueError(f"expected an attack on one of {', '.join(defences)}, got none; pass attempts on one model")
-    last = 1.05 * pixel_max * max(float(one.rms.max()) for one in attempts)
+    every = np.concatenate([one.rms.double().numpy() for one in attempts]) * pixel_max
+    first, last = 0.8 * every[every > 0].min(initial=pixel_max), 1.1 * every.max(initial=0)
     fig = style.panels(map(_defence, least), 4.0, sharex=True, sharey=True)
     for ax, (key, kinds) in zip(fig.axes, least.items(), strict=True):
-        for colour, kind in zip(style.PALETTE, [kind for kind in kinds if kind != "all"], strict=False):
-            rms = np.sort(pixel_max * kinds[kind].double().numpy())
-            at = np.concatenate([[0.0], rms[np.isfinite(rms)], [last]])
+        for (kind, dashes), colour in zip(_KINDS.items(), style.PAIR, strict=True):
+            rms = np.sort(pixel_max * kinds.get(kind, torch.empty(0)).double().numpy())
+            at = np.concatenate([[first], rms[np.isfinite(rms)], [last]])
             counts = [images - k for k in range(len(at) - 1)]
             held, low, high = arrays.spread([intervals.wilson(k, images) for k in (*counts, counts[-1])])
-            ax.step(at, held, where="post", color=colour, label=kind)
-            ax.fill_between(at, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+            ax.step(at, held, where="post", color=colour, label=f"{kind} attacks", linestyle=dashes)
+            ax.fill_between(at, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
         for one in [one for one in attempts if one.attack in points and key in one.evaded]:
-            rate, colour = tables.share(~one.evaded[key]), style.examples_colour(one.attack)
+            rate, look = tables.share(~one.evaded[key]), style.examples_style(one.attack)
+            look |= {"linestyle": "none", "markersize": 8, "markeredgecolor": style.BLACK, "zorder": 4}
             error = style.whiskers([rate.value], [rate.low], [rate.high])
-            look: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none", "color": colour}
             ax.errorbar([pixel_max * float(one.rms.mean())], [rate.value], error, label=one.attack, **look)
-        ax.set(ylim=(-0.03, 1.05), xlabel=f"RMS allowed ({style.unit(pixel_max)})")
+        ax.set(ylim=(-0.03, 1.05), xscale="log", xlabel=f"RMS allowed ({style.unit(pixel_max)}, log.)")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
         ax.yaxis.set_major_formatter("{x:.0%}")
     fig.axes[0].set_ylabel("images that the defence holds")
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return style.headline(fig, f"The nearest version of each of {images} images that evades; bands: 95 % intervals")
+    model = f"{attempts[0].model} model, n={images}; bands and bars: 95 % intervals"
+    return style.headline(fig, f"How much distortion evades each defence? {model}")
 
 
 def _defence(key: suite.Evasion) -> str:
@@ -364,104 +382,20 @@ def claims_overview(table: pd.DataFrame) -> Figure:
     ax.grid(False)
     handles = [Patch(facecolor=colour, label=verdict) for verdict, colour in style.VERDICTS.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    return style.headline(fig, "Statistic (n). Pale: by construction. *: undecided with Holm's correction")
+    text = "Which claims hold? Statistic (n). Pale: by construction. *: undecided with Holm's correction"
+    return style.headline(fig, text)
 
 
-@style.house_style()
-def runs_side_by_side(table: pd.DataFrame, runs: Sequence[str]) -> Figure:
-    """Return the numbers of several runs, a row of panels a model, and below how many verdicts they agree on.
-
-    Each run has its own mark; a grey line joins the runs. A number that a run did not measure has no mark. Of benign
-    images the first panel has the accuracy.
-
-    Parameters
-    ----------
-    table
-        Rows of compared.csv: table, quantity, model, examples, about, and value_NAME, verdict_NAME of each run.
-    runs
-        The names of the runs, in the order of the legend.
-
-    Raises
-    ------
-    ValueError
-        For an empty table or a missing column.
-    """
-    needed = [
-        "table",
-        "quantity",
-        "model",
-        "examples",
-        "about",
-        *(f"{n}_{run}" for n in ("value", "verdict") for run in runs),
-    ]
-    arrays.columns(table, needed, name="the comparison")
-    numbers = table[table["quantity"].isin(SHOWN)]
-    numbers = numbers.assign(what=numbers["quantity"].map(SHOWN), label=of_defence(numbers))
-    shown = [what for what in dict.fromkeys(SHOWN.values()) if what in set(numbers["what"])]
-    models = {
-        str(model): style.in_order(part["label"].unique()) for model, part in numbers.groupby("model", sort=False)
-    }
-    heights = [0.5 + 0.2 * len(names) for names in models.values()]
-    fig = style.figure(2.2 + sum(heights) + 0.2 * len(claims.CLAIMS))
-    grid = fig.add_gridspec(len(models) + 1, len(shown), height_ratios=[*heights, 0.7 + 0.2 * len(claims.CLAIMS)])
-    above: dict[str, Axes] = {}  # the first panel of each quantity, whose axis the others share
-    for i, (model, names) in enumerate(models.items()):
-        for j, what in enumerate(shown):
-            ax = fig.add_subplot(grid[i, j], sharex=above.get(what))
-            if above.setdefault(what, ax) is ax:
-                ax.set_title(what + "\n(benign: accuracy)" * (what == "success"))
-            rows = numbers[(numbers["model"] == model) & (numbers["what"] == what)]
-            _marks(ax, [names.index(label) for label in rows["label"]], rows[[f"value_{run}" for run in runs]])
-            style.rows(ax, names)
-            ax.set_ylabel(f"{model} model" if j == 0 else "")
-            ax.tick_params(labelleft=j == 0)
-    _agreement(fig.add_subplot(grid[-1, :]), table[table["table"] == "claims"], [f"verdict_{run}" for run in runs])
-    handles = [Line2D([], [], **look, label=run) for run, look in zip(runs, _looks(len(runs)), strict=True)]
-    fig.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-    return fig
-
-
-def of_defence(numbers: pd.DataFrame) -> pd.Series:
-    """Return the examples of each row of compared.csv, with the defence where there is one, such as "minimum: vote"."""
-    return numbers["examples"].where(numbers["about"] == "", numbers["examples"] + ": " + numbers["about"])
-
-
-def _looks(count: int) -> list[dict[str, Any]]:
-    """Return the mark of each of `count` runs."""
-    marks = [(style.PALETTE[k % len(style.PALETTE)], style.MARKERS[k % len(style.MARKERS)]) for k in range(count)]
-    return [
-        {"color": colour, "marker": marker, "markerfacecolor": "none", "markeredgewidth": 1.4, "linestyle": "none"}
-        for colour, marker in marks
-    ]
-
-
-def _marks(ax: Axes, places: Sequence[int], values: pd.DataFrame) -> None:
-    """Draw the `values` of all runs, a column each, at the heights `places`."""
-    ax.hlines(places, values.min(axis=1), values.max(axis=1), color="0.75", linewidth=2.5)
-    for (_, column), look in zip(values.items(), _looks(values.shape[1]), strict=True):
-        ax.plot(column.to_numpy(float), places, **look)
-    ax.margins(x=0.12)
-
-
-def _agreement(ax: Axes, rows: pd.DataFrame, verdicts: Sequence[str]) -> None:
-    """Draw for each claim how many rows have one verdict in all runs, by verdict, and how many differ."""
-    known = rows.dropna(subset=list(verdicts))
-    same = known[verdicts].nunique(axis=1) == 1
-    counts = pd.crosstab(known["about"].str.split(" ").str[0].astype(int), known[verdicts[0]].where(same, "differs"))
-    left = np.zeros(len(counts))
-    for name, colour in {**style.VERDICTS, "differs": style.YELLOW}.items():
-        if name in counts:
-            ax.barh(range(len(counts)), counts[name], 0.7, left=left, color=colour, label=name)
-            left += counts[name].to_numpy()
-    style.rows(ax, [f"{number}  {claims.CLAIMS.get(number, '')}" for number in counts.index])
-    ax.set(xlabel="rows of claims.csv with this verdict in all runs, or with one that differs")
-    style.legend_below(ax, ncols=4)
-
-
-def _points(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
-    """Draw region accuracy with its interval against mean RMS."""
+def _points(ax: Axes, rows: pd.DataFrame, *, lift: float, sizes: Any, label: str, **look: Any) -> None:
+    """Draw region accuracy with its interval against mean RMS; a 0 stands at `lift`, the largest mark has the label."""
     at, *rates = rows[["mean_rms", *_REGION]].to_numpy(float).T
-    ax.errorbar(at, rates[0], yerr=style.whiskers(*rates), capsize=2.5, elinewidth=0.9, **look)
+    height = np.where(rates[0] == 0, lift, rates[0])
+    ax.plot(at, height, color=look["color"], linestyle=look.pop("linestyle"), linewidth=1.2)
+    error = style.whiskers(height, np.where(rates[0] == 0, height, rates[1]), rates[2])
+    for i, size in enumerate(sizes):
+        name = label if i == len(sizes) - 1 else "_smaller"
+        here: dict[str, Any] = {"markersize": size, "label": name, "capsize": 2, "elinewidth": 0.8, **look}
+        ax.errorbar(at[i : i + 1], height[i : i + 1], error[:, i : i + 1], linestyle="none", **here)
 
 
 def _verdict(ax: Axes, place: tuple[int, int], rows: pd.DataFrame) -> None:

@@ -14,16 +14,20 @@ from nbsupport import checks, detector
 from nbsupport.plots import arrays, style
 
 _SHADES = {
-    name: style.blend(style.PALETTE[i], 1.0, 0.5)
-    for i, name in enumerate(("true class", "second class", "third class"))
+    name: style.blend(colour, 1.0, weight)
+    for name, colour, weight in (
+        ("true class", style.BLACK, 0.8),
+        ("second class", style.ORANGE, 0.5),
+        ("third class", style.SKY, 0.5),
+    )
 }
 _RADIUS = 0.3
-_PLACES = {"benign": (-0.42, -0.1), "FGSM": (0.13, 0.45), "OPTBRITTLE": (0.08, -0.1), "OPTMARGIN": (0.6, 0.16)}
+_PLACES = {"benign": (-0.42, -0.1), "OPTBRITTLE": (0.08, -0.1), "OPTMARGIN": (0.6, 0.16)}
 # The corner of each square, right and up, that no arrow or other square crosses.
-_CORNERS = {"benign": (-1, -1), "FGSM": (-1, 1), "OPTBRITTLE": (1, -1), "OPTMARGIN": (1, 1)}
+_CORNERS = {"benign": (-1, -1), "OPTBRITTLE": (1, -1), "OPTMARGIN": (1, 1)}
 _PANELS = {
     "The hypercube around a benign image\nlies in its own class": ("benign",),
-    "Barely across the boundary: most of the\nhypercube votes for the true class": ("benign", "FGSM", "OPTBRITTLE"),
+    "Barely across the boundary: most of the\nhypercube votes for the true class": ("benign", "OPTBRITTLE"),
     "OPTMARGIN moves on until the\nhypercube votes for the wrong class": ("benign", "OPTMARGIN"),
 }
 
@@ -37,7 +41,7 @@ def decision_regions() -> Figure:
 
     References
     ----------
-    Figures 1-3 of the talk; Cao & Gong, "Mitigating Evasion Attacks to Deep Neural Networks via Region-based
+    Figure 3 of the talk; Cao & Gong, "Mitigating Evasion Attacks to Deep Neural Networks via Region-based
     Classification", 2017.
     """
     fig = style.figure(4.1)
@@ -49,7 +53,8 @@ def decision_regions() -> Figure:
     handles: list[Line2D | Patch] = [Patch(facecolor=c, edgecolor="0.5", label=name) for name, c in _SHADES.items()]
     handles += [Line2D([], [], linestyle="none", label=name, **style.examples_style(name)) for name in _PLACES]
     fig.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, columnspacing=1.0)
-    return style.headline(fig, "A sketch, not data; per cent: the true class's share of the square")
+    text = "Why might a vote help? A sketch, not data; per cent: the true class's share of the square"
+    return style.headline(fig, text)
 
 
 def share_of_true_class(centre: tuple[float, float]) -> float:
@@ -102,7 +107,8 @@ def detector_architecture(rays: int = 128) -> Figure:
             _arrow(ax, (middle - 0.89, 1.825), (middle - 0.61, 1.825))
     _box(ax, (5.25, 0.31), 0.42, f"{purities} purities", style.BLUE)
     _arrow(ax, (5.25, 0.52), (5.25, 0.86))
-    ax.text(0.15, 2.7, f"Detector for K={rays} rays; below each layer: the size of its output", va="top", fontsize=10.5)
+    text = f"What does the detector see? K={rays} rays of one image; below each layer: the size of its output"
+    ax.text(0.15, 2.7, text, va="top", fontsize=10.5)
     return fig
 
 

@@ -1,5 +1,6 @@
 """The figure of a 2-D slice through an image: class regions, and in them points, hypercubes and projected views."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.spatial import ConvexHull
 
 from nbsupport import checks
 from nbsupport.boundary import Slice
+from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import Floats, Integers, Names, Values
 
@@ -63,13 +65,14 @@ def slice_figure(
     around: Names | None = None,
     views: Values | None = None,
     view_labels: Values | None = None,
+    true: int | None = None,
+    votes: Mapping[str, Rate] | None = None,
     axes: tuple[str, str] = ("change by the attack", "random direction"),
     pixel_max: float = 1.0,
-    title: str = "class regions in a slice",
+    title: str = "Which class fills the hypercubes?",
 ) -> Figure:
     """Return a 2-D slice through an image: the class regions, marked points, outlines of hypercubes, and views.
 
-    The legend gives each class's share of the slice inside an outline: of this slice, not of the hypercube's volume.
     Each view has the colour and the mark of its own class, which is not that of the plane where it is drawn: what is
     drawn is its projection.
 
@@ -83,11 +86,16 @@ def slice_figure(
     classes
         The L names.
     around
-        Names in `points` to draw a hypercube around; None: all of them, or the image itself where there is none.
+        Names in `points` to draw a hypercube around; None: all of them.
     views
         (V, 2) places of projected views, in the units of `points`.
     view_labels
         (V,) the model's class at each view.
+    true
+        The class of the image, whose region is grey.
+    votes
+        Names in `around` -> the share of the votes in the hypercube that went to the class of the image, written
+        beside the outline's name. It is of the hypercube's volume, of which the slice is a vanishing part.
     axes
         What the two directions are; the unit (RMS, or the value of the one pixel that changes) is added.
     pixel_max
@@ -109,8 +117,6 @@ def slice_figure(
         if name not in points:
             raise ValueError(f"expected every name in around among the points {', '.join(points)}, got {name!r}")
     centres = {name: points[name] for name in (points if around is None else around)}
-    if not points and around is None:
-        centres = {"the image": np.zeros(2)}
     if (views is None) != (view_labels is None):
         raise ValueError("expected views and view_labels, got one without the other")
     projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
@@ -119,10 +125,11 @@ def slice_figure(
     directions = [arrays.floats(each, name="direction", shape=("D",)) for each in (plane.u, plane.v)]
     sizes, kinds = zip(*map(_size, directions), strict=True)
     scale = pixel_max * np.array(sizes)
-    colours = style.class_colours(len(classes))
+    colours = style.class_colours(len(classes), true)
     fig = style.figure(5.0, layout="none")
     ax = fig.add_axes((0.095, 0.12, 0.45, 0.81), anchor="NW")
-    handles = _regions(ax, grid, across * scale[0], up * scale[1], classes)
+    pale = [style.blend(colour, 1.0, 0.8 if label == true else 0.45) for label, colour in enumerate(colours)]
+    handles = _regions(ax, grid, across * scale[0], up * scale[1], classes, pale)
     for label in np.unique(found):
         mark = {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label], "linestyle": "none"}
         mark |= {"markersize": 5, "markeredgecolor": style.BLACK, "markeredgewidth": 0.5, "zorder": 4}
@@ -132,13 +139,15 @@ def slice_figure(
         dot = style.examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
         handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
     for name, centre in centres.items():
-        colour = style.examples_colour(name) if name in points else style.BLACK
+        colour = style.examples_colour(name)
         ax.add_patch(Polygon((outline + centre) * scale, fill=False, edgecolor=colour, linewidth=2, zorder=3))
-        shares = _shares(grid, across - centre[0], up - centre[1], outline, classes)
-        handles.append(Line2D([], [], color=colour, linewidth=2, label=f"around {name}: {shares}"))
+        label = f"around {name}"
+        if votes is not None and name in votes:
+            label += f"\ntrue class: {style.percent(votes[name])} of n={votes[name].n} votes"
+        handles.append(Line2D([], [], color=colour, linewidth=2, label=label))
     names = [f"{text}, {kind} ({style.unit(pixel_max)})" for text, kind in zip(axes, kinds, strict=True)]
     ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal" if kinds[0] == kinds[1] else "auto")
-    text = f"outlines: hypercubes, radius {radius * pixel_max:.3g};\nper cent: share of the slice inside (n points)"
+    text = f"outlines: the slice through hypercubes\nof radius {radius * pixel_max:.3g}"
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.555, 0.95), "frameon": False, "title": text}
     look |= {"alignment": "left", "columnspacing": 1.0, "handlelength": 1.6}
     fig.legend(handles=handles, ncols=2 if len(handles) > 12 else 1, **look)
@@ -159,29 +168,23 @@ def _size(direction: Floats) -> tuple[float, str]:
     return float(np.sqrt(np.mean(direction**2))), "RMS"
 
 
-def _shares(grid: Integers, across: Floats, up: Floats, outline: Floats, classes: Names) -> str:
-    """Return in words how much of the slice inside the `outline` around (0, 0) belongs to each class, largest first."""
-    edge = np.roll(outline, -1, axis=0) - outline  # (V, 2), counter-clockwise: what is inside lies to the left of all
-    place = np.stack(np.meshgrid(across, up), axis=-1)[:, :, None] - outline  # (B, A, V, 2)
-    left = edge[:, 0] * place[..., 1] - edge[:, 1] * place[..., 0]
-    votes = np.bincount(grid[(left >= -1e-9 * np.abs(outline).max() ** 2).all(2)], minlength=len(classes))
-    order = np.argsort(-votes, kind="stable")[: max(1, min(3, np.count_nonzero(votes)))]
-    largest = "\n".join(f"{classes[label]}: {100 * votes[label] / max(votes.sum(), 1):.0f} %" for label in order)
-    return f"n={votes.sum()}\n{largest}"
-
-
-def _regions(ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Names) -> list[Line2D | Patch]:
-    """Draw the class regions, each with its name where there is most room for it; return their legend."""
-    pale = [style.blend(colour, 1.0, 0.45) for colour in style.class_colours(len(classes))]
+def _regions(
+    ax: Axes, grid: Integers, a: Floats, b: Floats, classes: Names, pale: Sequence[Any]
+) -> list[Line2D | Patch]:
+    """Draw the class regions and their boundary, each with its name where there is most room; return their legend."""
     half_a, half_b = (a[1] - a[0]) / 2, (b[1] - b[0]) / 2
     extent = (a[0] - half_a, a[-1] + half_a, b[0] - half_b, b[-1] + half_b)
     look: dict[str, Any] = {"vmin": -0.5, "vmax": len(classes) - 0.5, "interpolation": "nearest", "origin": "lower"}
     ax.imshow(grid, cmap=ListedColormap(pale), extent=extent, **look)
     ax.autoscale(False)
     ax.grid(False)
+    name: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9.5, "color": "0.25"}
+    name |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}}
     for label in np.unique(grid):
+        if np.unique(grid).size > 1:
+            ax.contour(a, b, grid == label, levels=[0.5], colors="0.35", linewidths=0.9)
         depth = distance_transform_edt(np.pad(grid == label, 1))[1:-1, 1:-1]
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         if depth.max() > 0.035 * max(grid.shape):
-            ax.text(a[column], b[row], classes[label], ha="center", va="center", fontsize=9.5, color="0.25")
+            ax.text(a[column], b[row], classes[label], zorder=6, **name)
     return [Patch(facecolor=pale[label], edgecolor="0.5", label=classes[label]) for label in np.unique(grid)]

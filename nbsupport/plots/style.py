@@ -19,10 +19,13 @@ from nbsupport.intervals import Rate
 
 WIDTH = 9.0  # inches, a notebook's column
 BLACK, DARK, VIOLET, TEAL = "#1a1a1a", "#5a5a5a", "#5d3a9b", "#44aa99"
+PAIR = OLIVE, WINE = "#999933", "#882255"  # of two things that are not examples, such as two models
 
 # seaborn's "colorblind" palette, written out so that a figure does not change with seaborn's version.
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 BLUE, ORANGE, GREEN, VERMILLION, PINK, BROWN, LIGHT_PINK, GREY, YELLOW, SKY = PALETTE
+# Of classes: nothing that was not found is taken for a class.
+CLASSES = tuple(VIOLET if colour == GREY else colour for colour in PALETTE)
 # One more than the colours: class i's pair (colour, marker) is unique up to 110 classes.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
@@ -39,6 +42,7 @@ EXAMPLES = {
     "errors": VIOLET,
     "all": DARK,
     "mimic": TEAL,
+    "EOT": WINE,
 }
 VERDICTS = {"holds": BLUE, "fails": VERMILLION, "undecided": "#cacaca", "mixed": YELLOW}
 
@@ -144,10 +148,11 @@ def blend(colour: Any, target: float, weight: float) -> tuple[float, float, floa
     return red, green, blue
 
 
-def class_colours(count: int) -> list[tuple[float, float, float]]:
-    """Return `count` colours for classes: the palette, then darker and lighter turns of it."""
+def class_colours(count: int, true: int | None = None) -> list[tuple[float, float, float]]:
+    """Return `count` colours for classes: the palette, then darker and lighter turns of it; the `true` one is black."""
     turns = ((0.0, 0.0), (0.0, 0.35), (1.0, 0.45), (0.0, 0.6), (1.0, 0.7))
-    return [blend(PALETTE[i % len(PALETTE)], *turns[i // len(PALETTE) % len(turns)]) for i in range(count)]
+    colours = [blend(CLASSES[i % len(CLASSES)], *turns[i // len(CLASSES) % len(turns)]) for i in range(count)]
+    return [to_rgb(BLACK) if i == true else colour for i, colour in enumerate(colours)]
 
 
 def unit(pixel_max: float) -> str:

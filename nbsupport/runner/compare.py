@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nbsupport import claims, files, intervals, plots, tables
-from nbsupport.plots.results import SHOWN, of_defence
+from nbsupport.plots.comparison import SHOWN, of_defence
 from nbsupport.runner import report
 from nbsupport.store import STAGES, Run, manifest
 from nbsupport.suite import BENIGN

@@ -165,6 +165,7 @@ def figure(stored: Stored, shown: Single) -> Figure:
     row, absent = shown.row, dict.fromkeys(stored.absent, "not stored yet")  # a note has the rest
     threshold = None if math.isnan(row.detector_threshold) else float(row.detector_threshold)
     look = {"threshold": threshold, "band": stored.bands.get(row.model), "absent": absent, **stored.look}
+    look["true"] = int(row.y)
     title, last = f"Test image {row['index']}, {row.examples} on the {row.model} model", stored.settings.magnitudes[-1]
     return plots.instance_panels(*shown[1:], name=row.examples, title=title, last=last, **look)
 
@@ -264,7 +265,8 @@ class SlicePanel(Panel):
         known = f"{wrong} of the {count} views around the adversarial image are of another class than the true one."
         note = "A view is drawn where it lies when projected onto the plane; its mark tells its own class."
         look = {"views": seen.views, "view_labels": seen.labels, **self._stored.look}
-        look |= {"around": list(seen.slice.points)[-1:], "axes": ("change by the attack", THIRDS[third].split(",")[0])}
+        look |= {"axes": ("change by the attack", THIRDS[third].split(",")[0])}
+        look |= {"true": y, "around": list(seen.slice.points)[-1:]}
         draw = functools.partial(plots.slice_figure, seen.slice, **look)
         yield "ready", f"{known} {note}", draw, {"views": count, "wrong": wrong}, None
 
@@ -310,6 +312,7 @@ class LivePanel(Panel):
 
     def _looks(self, chosen: Chosen) -> Iterator[Shown]:
         names, look = self._stored.classes, {"last": self._stored.settings.magnitudes[-1], **self._stored.look}
+        look["true"] = int(self._stored.row(*chosen).y)
         for live in single.look_between(*self._stored.given(*chosen), self._share):
             seen, rays = live.version, len(live.directions)
             known = f"At share {live.share:.3g} the model says {names[int(live.logits.argmax())]}"
