@@ -1,6 +1,5 @@
 """The command line: run, status, export, sweep, bench. It checks and prints; the work is done elsewhere."""
 
-import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +30,17 @@ class Commands(click.Group):
             text, code = "\nInterrupted. ", 130  # as a shell reports an interrupted program
         except (files.DamagedArtifact, runner.StageFailed, OSError) as error:
             text, code = f"{str(error) or type(error).__name__}\n", 1
-            if f"[Errno {errno.ENOSPC}]" in text:
-                text += "The disk is full: free some space first.\n"
+            text += _room(text)
             if isinstance(error, files.DamagedArtifact):  # which says itself what to do
                 ctx.meta["again"] = ""
         text += ctx.meta.get("again", "To go on where it stopped, give the same command again.")
         click.echo(text.rstrip(), err=True)
         sys.exit(code)
+
+
+def _room(text: str) -> str:
+    """Return what to do where `text` says that nothing more can be written, else nothing."""
+    return "".join(f"{remedy}\n" for number, remedy in files.FULL.items() if f"[Errno {number}]" in text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,8 +75,8 @@ def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None
     if dry_run:
         click.echo(runner.describe(job))
         return
-    with grids.connect(scheduler) as client:
-        runner.run(job, click.echo, execute=grids.submit(client, job))
+    with grids.connect(scheduler, click.echo) as client, grids.submit(client, [job]) as (execute,):
+        runner.run(job, click.echo, execute=execute)
 
 
 @main.command()
@@ -108,16 +111,22 @@ def export(ctx: click.Context, run_dir: str, to: Path | None) -> None:
 @click.argument("grid", type=FILE)
 @scheduler
 def sweep(grid: Path, scheduler: str | None) -> None:
-    """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables."""
+    """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables.
+
+    Where dask is installed (the extra `cluster`), runs go side by side, by default on the cores of this machine.
+    """
     target = Path("runs", grid.stem).resolve()
     if (target / store.manifest.NAME).exists():
         raise click.UsageError(f"the tables of this grid would go to {target}, which holds a run; rename {grid}")
     points = _checked(grids.read, grid)
-    with grids.connect(scheduler) as client:
+    cluster = grids.connect(scheduler, click.echo) if scheduler else grids.local(len(points), click.echo)
+    with cluster as client:
         points = grids.run(points, click.echo, client=client)
     click.echo("\n  ".join(["\ncombined tables", *map(str, grids.combine(points, target))]))
-    if failed := [f"failed: {point.job.run_dir}" for point in points if point.error]:
-        sys.exit("\n".join(failed))
+    if failed := [point for point in points if point.error]:
+        errors = [str(point.error) for point in failed]
+        lines = [f"failed: {point.job.run_dir}: {point.error}".splitlines()[0] for point in failed]
+        sys.exit("\n".join([*lines, _room("".join(errors)) + "The same command runs only what is missing."]))
 
 
 @main.command()
