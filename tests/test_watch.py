@@ -18,7 +18,7 @@ from nbsupport.runner.watch import IDLE, SILENT, Watch
 
 
 def looked(monkeypatch: pytest.MonkeyPatch, subject: Watch, looks: Sequence[tuple[bool, float]]) -> list[bool]:
-    """Return what `subject` says of a kernel of 3 GB, of which 1 GB is mapped, that beats and computes as `looks` say."""
+    """Return what `subject` says of a kernel of 3 GB, 1 GB of them mapped, that beats and computes as `looks` say."""
     answers = []
     for beats, seconds in looks:
         memory, times = SimpleNamespace(rss=3 * 2**30, shared=2**30), SimpleNamespace(user=seconds, system=0)
