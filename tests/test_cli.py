@@ -218,7 +218,7 @@ def test_a_sweep_with_a_failure_exits_with_1(here: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", error))
     result = call("sweep", "mine.yaml")
     assert result.exit_code == 1
-    assert result.stderr.splitlines() == [
+    assert result.output.splitlines()[-3:] == [
         f"failed: {here / 'runs' / 'digits-smoke'}: stage 02_training failed: OSError: [Errno {errno.EDQUOT}] no",
         "The disk quota is used up: free some space first, or ask for more.",
         "The same command runs only what is missing.",

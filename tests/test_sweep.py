@@ -190,7 +190,12 @@ def test_the_workers_of_this_machine(
     monkeypatch.setattr(dask.system, "CPU_COUNT", cores)
     monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", memory * 2**30)
     monkeypatch.setattr(runtime, "best_device", lambda: SimpleNamespace(type=device))
-    monkeypatch.setattr(distributed, "LocalCluster", lambda **options: contextlib.nullcontext(asked.append(options)))
+
+    def cluster(n_workers: int, **options: Any) -> Any:
+        asked.append({"n_workers": n_workers, **options})
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(distributed, "LocalCluster", cluster)
     monkeypatch.setattr(distributed, "Client", lambda cluster, **options: contextlib.nullcontext("client"))
     with sweep.local(runs, lines.append) as client:
         assert client == ("client" if asked else None)
@@ -209,7 +214,8 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options["protocol"] = "tcp"  # the command line in another process finds it as well
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -229,9 +235,9 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, greeting: bytes | None)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            accepted, _ = server.accept()
-            accepted.sendall(greeting or b"")
-            accepted.recv(2**16)
+            with server.accept()[0] as accepted:
+                accepted.sendall(greeting or b"")
+                accepted.recv(2**16)
 
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         if greeting:
@@ -346,7 +352,7 @@ def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
     Path(there, "mended").touch()
     fake = FakeKernel()
     monkeypatch.setattr(runner, "execute_stage", fake)
-    assert [point.error for point in sweep.run([first, second], lambda line: None)] == [None, None]
+    assert [point.error for point in sweep.run(points, lambda line: None)] == [None, None]
     assert fake.calls == list(stages), "of the second run alone"
 
 

@@ -192,8 +192,8 @@ def execute_stage(job: Job, stage: str, *, watch: Watch | None = None) -> None:
         opened.warn(stage, [f"the executed notebook was edited since; it is kept as {kept}"])
     opened.journal.append(stage=stage, event="begun")
     try:
-        options = {"cwd": job.cwd, "threads": manifest.read(opened.dir).get("threads"), "watch": watch}
-        notebooks.execute(job.notebooks / f"{stage}.ipynb", copy, job.parameters(), **options)
+        source, threads = job.notebooks / f"{stage}.ipynb", manifest.read(opened.dir).get("threads")
+        notebooks.execute(source, copy, job.parameters(), cwd=job.cwd, threads=threads, watch=watch)
         state = opened.state(stage)
         if state.name != "complete":
             missing = ", ".join(state.faults) or "it did not record any (Run.finish)"

@@ -1,5 +1,6 @@
 """The notebooks of a run: what each asks and takes, and how one is executed in a fresh kernel."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -147,9 +148,12 @@ def _kernel_manager(log: BinaryIO, cwd: Path, threads: int | None, watch: Watch)
 
         async def _async_is_alive(self) -> bool:  # asked by nbclient about once a second while a cell runs
             alive = await super()._async_is_alive()
+            process: Any = self.provisioner
             heart = self.watched.hb_channel if self.watched else None
-            if alive and heart and watch.gives_up(self.provisioner.pid, beats=heart.is_beating()):
-                await self.provisioner.kill()
+            if alive and heart and watch.gives_up(process.pid, beats=heart.is_beating()):
+                await process.kill()
+                with contextlib.suppress(TimeoutError):  # a driver may keep it
+                    await asyncio.wait_for(process.wait(), 10)
                 return False
             return alive
 

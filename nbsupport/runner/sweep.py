@@ -183,13 +183,12 @@ def local(runs: int, echo: report.Echo = print) -> Iterator[Any]:
             elif workers < 2:
                 why = "nothing would run beside them"
             else:
-                options = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": memory // workers}
-                options |= {"dashboard_address": None, "silence_logs": logging.CRITICAL}
-                cluster = stack.enter_context(distributed.LocalCluster(**options))
+                options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+                made = distributed.LocalCluster(workers, memory_limit=memory // workers, **options)
+                cluster = stack.enter_context(made)
                 client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
-                echo(
-                    f"runs go side by side on {workers} workers, each with {memory / workers / 2**30:.1f} GB of memory"
-                )
+                share = f"{memory / workers / 2**30:.1f} GB of memory"
+                echo(f"runs go side by side on {workers} workers of this machine, each with {share}")
         if client is None:
             echo(f"runs go one after another in this process: {why}")
         yield client
@@ -212,7 +211,8 @@ def submit(client: Any, jobs: Sequence[Job]) -> Iterator[Sequence[Executor | Non
         yield [functools.partial(_wait, client, chain) for chain in chains]
     finally:
         pending = [any(future.status == "pending" for future in chain.values()) for chain in chains]
-        client.cancel([future for chain in chains for future in chain.values()])
+        if any(pending):
+            client.cancel([future for chain in chains for future in chain.values()])
         for job in itertools.compress(jobs, pending):
             with contextlib.suppress(RunInUse), job.open().lock(patience=30):
                 pass  # the worker has let go
