@@ -193,7 +193,7 @@ def test_the_workers_of_this_machine(
 
     def cluster(n_workers: int, **options: Any) -> Any:
         asked.append({"n_workers": n_workers, **options})
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(SimpleNamespace(adapt=asked[-1].update))
 
     monkeypatch.setattr(distributed, "LocalCluster", cluster)
     monkeypatch.setattr(distributed, "Client", lambda cluster, **options: contextlib.nullcontext("client"))
@@ -203,6 +203,7 @@ def test_the_workers_of_this_machine(
     for options in asked:
         assert options["n_workers"] * options["memory_limit"] <= memory * 2**30
         assert options["threads_per_worker"] == 1
+        assert options["minimum"] == options["n_workers"], "one that is gone is replaced"
 
 
 @pytest.fixture

@@ -183,9 +183,10 @@ def local(runs: int, echo: report.Echo = print) -> Iterator[Any]:
             elif workers < 2:
                 why = "nothing would run beside them"
             else:
-                options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+                options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
                 made = distributed.LocalCluster(workers, memory_limit=memory // workers, **options)
                 cluster = stack.enter_context(made)
+                cluster.adapt(minimum=workers, maximum=workers)  # one whose nanny gave up is replaced
                 client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
                 share = f"{memory / workers / 2**30:.1f} GB of memory"
                 echo(f"runs go side by side on {workers} workers of this machine, each with {share}")
