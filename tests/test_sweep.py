@@ -375,13 +375,16 @@ cli.main(["sweep", "grid.yaml", "--scheduler", {client.scheduler.address!r}])
     environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as child:
-        pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-        assert select.select([pipe], [], [], 120)[0], "the kernel did not start"
-        assert os.read(pipe, 1) == b"x"
-        child.send_signal(signal.SIGINT)
-        _, told = child.communicate(timeout=120)
-        assert child.returncode == 130
-        assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
-        assert manifest.holder(tmp_path / "runs" / "digits-smoke") is None
-        assert os.read(pipe, 1) == b"", "the kernel is gone"
-        os.close(pipe)
+        try:
+            pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+            assert select.select([pipe], [], [], 300)[0], "the kernel did not start"
+            assert os.read(pipe, 1) == b"x"
+            child.send_signal(signal.SIGINT)
+            _, told = child.communicate(timeout=300)
+        finally:
+            child.kill()
+    assert child.returncode == 130
+    assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
+    assert manifest.holder(tmp_path / "runs" / "digits-smoke") is None
+    assert os.read(pipe, 1) == b"", "the kernel is gone"
+    os.close(pipe)
