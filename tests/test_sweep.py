@@ -215,8 +215,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    options["protocol"] = "tcp"  # the command line in another process finds it as well
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -297,6 +296,19 @@ def test_a_folder_in_use_is_refused_and_marked(planned: Job, client: Any) -> Non
     assert point.error is not None
 
 
+@contextlib.contextmanager
+def worker_processes(count: int) -> Iterator[Any]:
+    """Yield a client of a cluster of so many processes, which run real kernels."""
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
+    with (
+        warnings.catch_warnings(action="ignore"),
+        distributed.LocalCluster(count, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
 KEEP = """
 import os, signal, torch
 from pathlib import Path
@@ -321,7 +333,6 @@ def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On two worker processes: the kernel of one run kills its worker once, and a cell of another raises."""
-    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     there, stages = str(tmp_path / "marks"), ("03_attacks", "04_region_classification")
@@ -331,12 +342,7 @@ def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
     write(folder / "03_attacks.ipynb", [KEEP, KILL.format(there=there), STORE.format(stage="03_attacks")])
     write(folder / "04_region_classification.ipynb", [STORE.format(stage="04_region_classification")])
     points = read(folder, "preset: smoke\nparameters: {n: [5, 6]}")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-    with (
-        warnings.catch_warnings(action="ignore"),
-        distributed.LocalCluster(**options) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
+    with worker_processes(2) as client:
         first, second = sweep.run(points, lambda line: None, client=client)
     assert first.error is None
     entries = journal.read(first.job.run_dir)
@@ -358,33 +364,33 @@ def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
 
 
 @pytest.mark.slow
-def test_what_is_interrupted_stops_on_the_worker_and_lets_the_folder_go(tmp_path: Path, client: Any) -> None:
+def test_what_is_interrupted_stops_on_the_worker_and_lets_the_folder_go(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     cell = f"import os; os.write(os.open({str(tmp_path / 'pipe')!r}, os.O_WRONLY), b'x'); os.read(os.pipe()[0], 1)"
     write_all(tmp_path / "notebooks", {"01_datasets": [cell]})
-    code = f"""
-import signal
+    code = """
+import signal, sys
 from pathlib import Path
 from nbsupport import cli
 from nbsupport.runner import notebooks
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
 notebooks.FOLDER = Path("notebooks").absolute()
 Path("grid.yaml").write_text("preset: smoke")
-cli.main(["sweep", "grid.yaml", "--scheduler", {client.scheduler.address!r}])
+cli.main(["sweep", "grid.yaml", "--scheduler", sys.argv[1]])
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as child:
-        try:
-            pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-            assert select.select([pipe], [], [], 300)[0], "the kernel did not start"
-            assert os.read(pipe, 1) == b"x"
-            child.send_signal(signal.SIGINT)
-            _, told = child.communicate(timeout=300)
-        finally:
-            child.kill()
-    assert child.returncode == 130
-    assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
-    assert manifest.holder(tmp_path / "runs" / "digits-smoke") is None
-    assert os.read(pipe, 1) == b"", "the kernel is gone"
-    os.close(pipe)
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-c", code, stack.enter_context(worker_processes(1)).scheduler.address]
+        options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        child = stack.enter_context(subprocess.Popen(command, **options))
+        stack.callback(child.kill)
+        pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        stack.callback(os.close, pipe)
+        assert select.select([pipe], [], [], 300)[0], "the kernel did not start"
+        assert os.read(pipe, 1) == b"x"
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=300)
+        assert child.returncode == 130
+        assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
+        assert manifest.holder(tmp_path / "runs" / "digits-smoke") is None
+        assert os.read(pipe, 1) == b"", "the kernel is gone"
