@@ -1,6 +1,5 @@
 """The command line: run, status, export, compare, sweep, bench. It checks and prints; the work is done elsewhere."""
 
-import errno
 import shlex
 import sys
 from collections.abc import Callable
@@ -32,13 +31,17 @@ class Commands(click.Group):
             text, code = "\nInterrupted. ", 130  # as a shell reports an interrupted program
         except (files.DamagedArtifact, runner.StageFailed, OSError) as error:
             text, code = f"{str(error) or type(error).__name__}\n", 1
-            if f"[Errno {errno.ENOSPC}]" in text:
-                text += "The disk is full: free some space first.\n"
+            text += _room(text)
             if isinstance(error, files.DamagedArtifact):  # which says itself what to do
                 ctx.meta["again"] = ""
         text += ctx.meta.get("again", "To go on where it stopped, give the same command again.")
         click.echo(text.rstrip(), err=True)
         sys.exit(code)
+
+
+def _room(text: str) -> str:
+    """Return what to do where `text` says that nothing more can be written, else nothing."""
+    return "".join(f"{remedy}\n" for number, remedy in files.FULL.items() if f"[Errno {number}]" in text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,8 +79,8 @@ def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None
         click.echo(runner.describe(job))
         click.echo(estimate.as_text(job.settings, runner.unfinished(job)))
         return
-    with grids.connect(scheduler) as client:
-        runner.run(job, click.echo, execute=grids.submit(client, job))
+    with grids.connect(scheduler, click.echo) as client, grids.submit(client, [job]) as (execute,):
+        runner.run(job, click.echo, execute=execute)
 
 
 @main.command()
@@ -130,18 +133,24 @@ def compare(ctx: click.Context, runs: tuple[str, ...], to: Path) -> None:
 @click.argument("grid", type=FILE)
 @scheduler
 def sweep(grid: Path, scheduler: str | None) -> None:
-    """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables."""
+    """Run every combination in GRID, a YAML file with dataset, preset and parameters, and combine the tables.
+
+    Where dask is installed (the extra `cluster`), runs go side by side, by default on the cores of this machine.
+    """
     target = Path("runs", grid.stem).resolve()
     if (target / store.manifest.NAME).exists():
         raise click.UsageError(f"the tables of this grid would go to {target}, which holds a run; rename {grid}")
     points = _checked(grids.read, grid)
-    with grids.connect(scheduler) as client:
+    cluster = grids.connect(scheduler, click.echo) if scheduler else grids.local(len(points), click.echo)
+    with cluster as client:
         points = grids.run(points, click.echo, client=client)
     click.echo("\n  ".join(["\ncombined tables", *map(str, grids.combine(points, target))]))
     if len(done := [str(point.job.run_dir) for point in points if not point.error]) > 1:
         click.echo(f"side by side: {shlex.join(['nbsupport', 'compare', *done])}")
-    if failed := [f"failed: {point.job.run_dir}" for point in points if point.error]:
-        sys.exit("\n".join(failed))
+    if failed := [point for point in points if point.error]:
+        errors = [str(point.error) for point in failed]
+        lines = [f"failed: {point.job.run_dir}: {point.error}".splitlines()[0] for point in failed]
+        sys.exit("\n".join([*lines, _room("".join(errors)) + "The same command runs only what is missing."]))
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -15,6 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:  # torch is loaded when tensors are handled: `nbsupport status` answers without it
     from matplotlib.figure import Figure
     from torch import Tensor
+
+FULL = {  # what an OSError says where nothing more can be written, and what to do
+    errno.ENOSPC: "The disk is full: free some space first.",
+    errno.EDQUOT: "The disk quota is used up: free some space first, or ask for more.",
+}
 
 
 class DamagedArtifact(RuntimeError):  # noqa: N818  (an artifact is damaged whether or not that is an error)

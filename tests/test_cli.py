@@ -125,6 +125,7 @@ def test_no_notebooks_exit_with_2(here: Path) -> None:
             "The disk is full: free some space first.",
         ),
         (OSError(errno.ENOSPC, "No space"), 1, "The disk is full: free some space first."),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 1, "The disk quota is used up: free some space first"),
         (PermissionError(errno.EACCES, "Permission denied", "a.csv"), 1, "[Errno 13] Permission denied: 'a.csv'"),
         (OSError(errno.EIO, "Input/output error"), 1, "[Errno 5] Input/output error"),
         (TimeoutError(), 1, "TimeoutError"),
@@ -212,7 +213,8 @@ def test_a_file_that_cannot_be_read_exits_with_1(here: Path, monkeypatch: pytest
     assert result.stderr == "[Errno 13] Permission denied: 'a.csv'\n"  # nothing stopped, nothing goes on
 
 
-def test_a_sweep_combines_its_tables(here: Path) -> None:
+def test_a_sweep_combines_its_tables(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
     Path("mine.yaml").write_text("preset: smoke\nparameters: {n: [5, 6]}")
     result = call("sweep", "mine.yaml")
     assert result.exit_code == 0, result.output
@@ -223,11 +225,15 @@ def test_a_sweep_combines_its_tables(here: Path) -> None:
 
 def test_a_sweep_with_a_failure_exits_with_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.yaml").write_text("preset: smoke")
-    error = StageFailed("02_training", "ValueError: no", "", "a.ipynb")
+    error = StageFailed("02_training", f"OSError: [Errno {errno.EDQUOT}] no", "", "a.ipynb")
     monkeypatch.setattr(runner, "execute_stage", FakeKernel("02_training", error))
     result = call("sweep", "mine.yaml")
     assert result.exit_code == 1
-    assert f"failed: {here / 'runs' / 'digits-smoke'}" in result.output
+    assert result.output.splitlines()[-3:] == [
+        f"failed: {here / 'runs' / 'digits-smoke'}: stage 02_training failed: OSError: [Errno {errno.EDQUOT}] no",
+        "The disk quota is used up: free some space first, or ask for more.",
+        "The same command runs only what is missing.",
+    ]
     assert (here / "runs" / "mine" / "runs.csv").exists()
 
 

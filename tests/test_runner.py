@@ -21,7 +21,7 @@ from tiny_notebooks import PARAMETERS, STORE, FakeKernel, store_something, write
 import nbsupport
 from nbsupport import presets, runner
 from nbsupport.runner import Job, StageFailed, notebooks
-from nbsupport.store import STAGES, ParametersDiffer, RunInUse, journal
+from nbsupport.store import STAGES, ParametersDiffer, RunInUse, journal, manifest
 
 BLOCK = """
 import os
@@ -311,7 +311,10 @@ def test_real_kernels_get_the_parameters_and_leave_executed_copies(
     monkeypatch.setattr(runner, "STAGES", stages)
     folder = tmp_path / "notebooks"
     write(folder / "01_datasets.ipynb", [STORE.format(stage="01_datasets")])
-    write(folder / "02_training.ipynb", ["import sys, os; print(sys.executable, os.getcwd())", "1 / 0"])
+    write(
+        folder / "02_training.ipynb",
+        ["import sys, os; print(sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'])", "1 / 0"],
+    )
     planned = runner.plan("digits", "smoke", {"n": 7}, "run", folder=folder)
     lines: list[str] = []
     with pytest.raises(StageFailed) as caught:
@@ -323,7 +326,8 @@ def test_real_kernels_get_the_parameters_and_leave_executed_copies(
 
     executed = nbformat.read(planned.run_dir / "notebooks" / "02_training.ipynb", as_version=4)
     printed = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
-    assert f"{sys.executable} {tmp_path}" in printed
+    threads = manifest.read(planned.run_dir)["threads"]
+    assert f"{sys.executable} {tmp_path} {threads}" in printed
     assert not [path for path in (planned.run_dir / "notebooks").iterdir() if path.name.startswith(".")]
 
 
@@ -339,12 +343,13 @@ def test_a_kernel_that_dies_is_told(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.ipynb"]
 
 
-def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     import papermill
 
     def execute(source: str, target: str, **options: object) -> None:
         Path(target).write_text("half of")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "No space left on device")
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     with pytest.raises(OSError, match="No space left"):

@@ -1,21 +1,30 @@
-"""A grid of runs: every combination once, failures marked, tables combined; here and on a dask scheduler."""
+"""A grid of runs: every combination once, failures marked, tables combined; here and on a dask cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
 import sys
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_notebooks import FakeKernel, write_all
+from tiny_notebooks import STORE, FakeKernel, write, write_all
 
-from nbsupport import runner
+from nbsupport import runner, runtime
 from nbsupport.runner import Job, StageFailed, sweep
 from nbsupport.runner.sweep import NoCluster, Point
-from nbsupport.store import STAGES, RunInUse
+from nbsupport.store import STAGES, RunInUse, journal, manifest
 
 GRID = """
 dataset: [digits]
@@ -126,13 +135,75 @@ def test_a_run_in_use_is_marked(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "is in use by process" in point.error
 
 
-# On a dask scheduler, here one that lives in this process
+def test_a_run_whose_folder_cannot_be_written_is_marked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, fake = read(folder, "preset: smoke\nparameters: {n: [5, 6]}"), FakeKernel()
+
+    def execute(job: Job, stage: str) -> None:
+        if job.settings.n == 5:
+            raise PermissionError(13, "Permission denied", "a.csv")
+        fake(job, stage)
+
+    monkeypatch.setattr(runner, "execute_stage", execute)
+    errors = [point.error for point in sweep.run(points, lambda line: None)]
+    assert errors == ["[Errno 13] Permission denied: 'a.csv'", None]
+
+
+# On a dask cluster, mostly one that lives in this process
 
 
 def test_dask_is_asked_for_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(NoCluster, match=r'--scheduler needs dask: pip install "nbsupport\[cluster\]"'):
-        sweep.connect("tcp://localhost:1")
+    with (
+        pytest.raises(NoCluster, match=r'--scheduler needs dask: pip install "nbsupport\[cluster\]"'),
+        sweep.connect("tcp://localhost:1"),
+    ):
+        pass
+
+
+def test_without_dask_runs_go_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    lines: list[str] = []
+    with sweep.local(9, lines.append) as client:
+        assert client is None
+    assert lines == [
+        'runs go one after another in this process: pip install "nbsupport[cluster]" lets them run side by side'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "cores", "memory", "device", "told"),
+    [
+        (1, 8, 64, "cpu", "one after another in this process: nothing would run beside them"),
+        (9, 1, 64, "cpu", "one after another in this process: nothing would run beside them"),
+        (9, 8, 2, "cpu", "one after another in this process: nothing would run beside them"),
+        (9, 8, 64, "cuda", "one after another in this process: they share this machine's GPU"),
+        (9, 8, 64, "cpu", "side by side on 8 workers of this machine, each with 8.0 GB of memory"),
+        (9, 8, 18, "cpu", "side by side on 4 workers of this machine, each with 4.5 GB of memory"),
+        (3, 8, 18, "cpu", "side by side on 3 workers of this machine, each with 6.0 GB of memory"),
+    ],
+)
+def test_the_workers_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, runs: int, cores: int, memory: int, device: str, told: str
+) -> None:
+    dask, distributed = (pytest.importorskip(name, reason="no extra `cluster`") for name in ("dask", "distributed"))
+    asked, lines = list[dict[str, Any]](), list[str]()
+    monkeypatch.setattr(dask.system, "CPU_COUNT", cores)
+    monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", memory * 2**30)
+    monkeypatch.setattr(runtime, "best_device", lambda: SimpleNamespace(type=device))
+
+    def cluster(n_workers: int, **options: Any) -> Any:
+        asked.append({"n_workers": n_workers, **options})
+        return contextlib.nullcontext(SimpleNamespace(adapt=asked[-1].update))
+
+    monkeypatch.setattr(distributed, "LocalCluster", cluster)
+    monkeypatch.setattr(distributed, "Client", lambda cluster, **options: contextlib.nullcontext("client"))
+    with sweep.local(runs, lines.append) as client:
+        assert client == ("client" if asked else None)
+    assert lines == [f"runs go {told}"]
+    for options in asked:
+        assert options["n_workers"] * options["memory_limit"] <= memory * 2**30
+        assert options["threads_per_worker"] == 1
+        assert options["minimum"] == options["n_workers"], "one that is gone is replaced"
 
 
 @pytest.fixture
@@ -156,18 +227,38 @@ def client() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_nobody_answers() -> None:
+@pytest.mark.parametrize("greeting", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9])
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, greeting: bytes | None) -> None:
+    """One address is none; at the others a server accepts, and says nothing, or something else."""
     pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    with pytest.raises(NoCluster, match="no dask scheduler answers at nonsense://here"):
-        sweep.connect("nonsense://here")
+    monkeypatch.setattr(sweep, "_PATIENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as accepted:
+                accepted.sendall(greeting or b"")
+                accepted.recv(2**16)
+
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if greeting:
+            threading.Thread(target=serve, daemon=True).start()
+        why = {None: "unknown address scheme", b"": "no word in 1 seconds"}.get(greeting, "no word|another kind")
+        if greeting is None:
+            address = "nonsense://here"
+        with (
+            pytest.raises(NoCluster, match=f"no dask scheduler answers at {address}: .*({why})"),
+            sweep.connect(address),
+        ):
+            pass
 
 
 @pytest.mark.slow
 def test_the_stages_run_there_in_order(planned: Job, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, lines = FakeKernel(), list[str]()
-    monkeypatch.setattr(runner, "execute_stage", fake)
+    monkeypatch.setattr(runner, "execute_stage", lambda job, stage, watch: fake(job, stage))
     for _ in range(2):
-        runner.run(planned, lines.append, execute=sweep.submit(client, planned))
+        with sweep.submit(client, [planned]) as (execute,):
+            runner.run(planned, lines.append, execute=execute)
     assert fake.calls == list(STAGES)  # the second time all is complete
     assert "stage 7/7 07_adaptive_attacks: complete and verified, reused" in lines
 
@@ -179,13 +270,16 @@ def test_a_failing_stage_stops_its_run_and_no_other(
     other = runner.plan("digits", "smoke", {"n": 7}, folder=tmp_path / "notebooks")
     fake = FakeKernel()
 
-    def execute(given: Job, stage: str) -> None:
+    def execute(given: Job, stage: str, watch: object) -> None:
         if given.settings.n != 7 and stage == "02_training":
             raise StageFailed(stage, "ValueError: no", "", "copy")
         fake(given, stage)
 
     monkeypatch.setattr(runner, "execute_stage", execute)
-    first, second = sweep.run([Point(planned, {}), Point(other, {})], lambda line: None, client=client)
+    lines: list[str] = []
+    first, second = sweep.run([Point(planned, {}), Point(other, {})], lines.append, client=client)
+    assert all(line.startswith(("\nrun ", "[1/2] ", "[2/2] ", "\n[2/2] ")) for line in lines)
+    assert "[2/2] stage 7/7 07_adaptive_attacks: What does it ask?" in lines
     assert first.error is not None
     assert "stage 02_training failed: ValueError: no" in first.error
     assert second.error is None
@@ -196,7 +290,107 @@ def test_a_failing_stage_stops_its_run_and_no_other(
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_marked(planned: Job, client: Any) -> None:
     with planned.open().lock():
-        with pytest.raises(RunInUse, match="is in use by process"):
-            runner.run(planned, lambda line: None, execute=sweep.submit(client, planned))
+        with pytest.raises(RunInUse, match="is in use by process"), sweep.submit(client, [planned]) as (execute,):
+            runner.run(planned, lambda line: None, execute=execute)
         [point] = sweep.run([Point(planned, {})], lambda line: None, client=client)
     assert point.error is not None
+
+
+@contextlib.contextmanager
+def worker_processes(count: int) -> Iterator[Any]:
+    """Yield a client of a cluster of so many processes, which run real kernels."""
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
+    with (
+        warnings.catch_warnings(action="ignore"),
+        distributed.LocalCluster(count, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+KEEP = """
+import os, signal, torch
+from pathlib import Path
+from kernels_for_keep import Weighted, sums
+from nbsupport import store
+run = store.open_run(run_dir, dataset=dataset, preset=preset, overrides=overrides)
+kept = run.keep("attacks/normal/a", sums, Weighted(), torch.ones(4, 1, 2, 2), torch.arange(4), shard=2)
+"""
+KILL = """
+os.makedirs({there!r}, exist_ok=True)
+if run.settings.n == 5 and not Path({there!r}, "killed").exists():
+    Path({there!r}, "killed").touch()
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.read(os.pipe()[0], 1)
+if run.settings.n == 6 and not Path({there!r}, "mended").exists():
+    raise ValueError("made to fail")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two worker processes: the kernel of one run kills its worker once, and a cell of another raises."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    there, stages = str(tmp_path / "marks"), ("03_attacks", "04_region_classification")
+    for module in (sweep, runner):
+        monkeypatch.setattr(module, "STAGES", stages)
+    folder = write_all(tmp_path / "notebooks")
+    write(folder / "03_attacks.ipynb", [KEEP, KILL.format(there=there), STORE.format(stage="03_attacks")])
+    write(folder / "04_region_classification.ipynb", [STORE.format(stage="04_region_classification")])
+    points = read(folder, "preset: smoke\nparameters: {n: [5, 6]}")
+    with worker_processes(2) as client:
+        first, second = sweep.run(points, lambda line: None, client=client)
+    assert first.error is None
+    entries = journal.read(first.job.run_dir)
+    assert Counter(entry["event"] for entry in entries if entry["stage"] == "03_attacks")["begun"] == 2
+    assert {entry["pid"] for entry in entries if entry["event"] == "started"} != {
+        entry["pid"] for entry in entries if entry["event"] == "reused"
+    }, "the second worker goes on with what the first had kept"
+    assert second.error is not None
+    assert second.error.startswith("stage 03_attacks failed: ValueError: made to fail")
+    assert second.job.open().state("04_region_classification").name == "missing"
+    sweep.combine([first, second], tmp_path / "combined")
+    assert (tmp_path / "combined" / "04_region_classification.csv").read_text().splitlines()[1:] == ["digits,smoke,5,5"]
+
+    Path(there, "mended").touch()
+    fake = FakeKernel()
+    monkeypatch.setattr(runner, "execute_stage", fake)
+    assert [point.error for point in sweep.run(points, lambda line: None)] == [None, None]
+    assert fake.calls == list(stages), "of the second run alone"
+
+
+@pytest.mark.slow
+def test_what_is_interrupted_stops_on_the_worker_and_lets_the_folder_go(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    cell = f"import os; os.write(os.open({str(tmp_path / 'pipe')!r}, os.O_WRONLY), b'x'); os.read(os.pipe()[0], 1)"
+    write_all(tmp_path / "notebooks", {"01_datasets": [cell]})
+    code = """
+import signal, sys
+from pathlib import Path
+from nbsupport import cli
+from nbsupport.runner import notebooks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
+notebooks.FOLDER = Path("notebooks").absolute()
+Path("grid.yaml").write_text("preset: smoke")
+cli.main(["sweep", "grid.yaml", "--scheduler", sys.argv[1]])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-c", code, stack.enter_context(worker_processes(1)).scheduler.address]
+        options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        child = stack.enter_context(subprocess.Popen(command, **options))
+        stack.callback(child.kill)
+        pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        stack.callback(os.close, pipe)
+        assert select.select([pipe], [], [], 300)[0], "the kernel did not start"
+        assert os.read(pipe, 1) == b"x"
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=300)
+        assert child.returncode == 130
+        assert told.strip() == "Interrupted. To go on where it stopped, give the same command again."
+        assert manifest.holder(tmp_path / "runs" / "digits-smoke") is None
+        assert os.read(pipe, 1) == b"", "the kernel is gone"

@@ -19,6 +19,7 @@ from typing import Any
 from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
 from nbsupport.runner.notebooks import StageFailed
+from nbsupport.runner.watch import Watch
 from nbsupport.store import STAGES, Run, manifest
 
 Folder = str | Path | None
@@ -164,10 +165,11 @@ def _intent(state: store.StageState) -> str:
     return f"runs again: {damaged if state.name == 'damaged' else '; '.join(state.faults)}" if state.faults else "runs"
 
 
-def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None) -> None:
+def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None, bars: bool | None = None) -> None:
     """Run the stages of `job` that are not complete, and print the results; first, which claims will stay open.
 
-    With `execute`, that is called for each stage to run it elsewhere, and takes the lock of the folder there.
+    With `execute`, that is called for each stage to run it elsewhere, and takes the lock of the folder there. `bars` is
+    whether progress is drawn or told in lines, as `report.Follower`.
     Raises StageFailed, and store.RunInUse where another process runs in the folder.
     """
     opened = job.open()
@@ -184,21 +186,25 @@ def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None)
                 echo(f"{title}{_intent(state)}")
             echo(title + notebooks.question(job.notebooks / f"{stage}.ipynb"))
             began = time.monotonic()
-            with report.Follower(opened.dir, echo):
+            with report.Follower(opened.dir, echo, bars=bars):
                 (execute or execute_stage)(job, stage)
             echo(f"  stored after {report.duration(time.monotonic() - began)}")
     echo("\n" + report.results(opened))
 
 
-def execute_stage(job: Job, stage: str) -> None:
-    """Run the notebook of `stage` in this process's kernel; raises StageFailed unless it records its outputs."""
+def execute_stage(job: Job, stage: str, *, watch: Watch | None = None) -> None:
+    """Run the notebook of `stage` in a kernel of this process, under `watch`.
+
+    Raises StageFailed unless the notebook records its outputs, and CancelledError as `notebooks.execute`.
+    """
     opened = job.open()
     copy = opened.path("notebooks", f"{stage}.ipynb")
     for kept in opened.begin(stage):
         opened.warn(stage, [f"the executed notebook was edited since; it is kept as {kept}"])
     opened.journal.append(stage=stage, event="begun")
     try:
-        notebooks.execute(job.notebooks / f"{stage}.ipynb", copy, job.parameters(), cwd=job.cwd)
+        source, threads = job.notebooks / f"{stage}.ipynb", manifest.read(opened.dir).get("threads")
+        notebooks.execute(source, copy, job.parameters(), cwd=job.cwd, threads=threads, watch=watch)
         state = opened.state(stage)
         if state.name != "complete":
             missing = ", ".join(state.faults) or "it did not record any (Run.finish)"

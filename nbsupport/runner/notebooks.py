@@ -1,17 +1,19 @@
 """The notebooks of a run: what each asks and takes, and how one is executed in a fresh kernel."""
 
+import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nbsupport import checks
+from nbsupport import checks, files
+from nbsupport.runner.watch import Watch
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -62,14 +64,25 @@ def question(notebook: Path) -> str:
     return next((sentence for sentence in sentences if sentence.endswith("?")), title).lstrip("#>*_ ")
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: Path) -> None:
+def execute(
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    *,
+    cwd: Path,
+    threads: int | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Run the notebook `source` with `parameters` in the folder `cwd` and store the executed copy in `target`.
 
     While it runs, the copy so far lies beside `target` as `.NAME.running.ipynb` and the kernel's own output as
-    `.NAME.log`; `target` appears when it ends, also when a cell failed. Raises StageFailed.
+    `.NAME.log`; `target` appears when it ends, also when a cell failed. Every library in the kernel computes on so many
+    `threads`, by default on what its environment says. Raises StageFailed, also where `watch` gives the kernel up, and
+    CancelledError where that was cancelled.
     """
     import papermill
 
+    watch = watch or Watch()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     running = target.with_name(f".{target.stem}.running.ipynb")
@@ -79,17 +92,19 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
             for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
                 stack.callback(logger.setLevel, logger.level)
                 logger.setLevel(logging.CRITICAL)  # Jupyter's log is not for the user of the command line
-            options = {"kernel_manager_class": _kernel_manager(log, cwd), "start_timeout": 120, "progress_bar": False}
-            options |= {"autosave_cell_every": 2, "parameters": dict(parameters)}
+            options = {"kernel_manager_class": _kernel_manager(log, cwd, threads, watch), "progress_bar": False}
+            options |= {"autosave_cell_every": 2, "start_timeout": 120, "parameters": dict(parameters)}
             papermill.execute_notebook(str(source), str(running), **options)
     except papermill.PapermillExecutionError as error:
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         raise StageFailed(source.stem, f"{error.ename}: {error.evalue}", traceback, str(target)) from None
     except RuntimeError as error:  # nbclient's DeadKernelError is one
-        why = f"the kernel died, out of memory perhaps ({type(error).__name__}: {error})"
+        if watch.cancelled():
+            raise CancelledError from None
+        why = watch.why or f"the kernel died, out of memory perhaps ({type(error).__name__}: {error})"
         raise StageFailed(source.stem, why, log_path.read_text(errors="replace"), str(target)) from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in files.FULL:
             running.unlink(missing_ok=True)
         raise
     finally:
@@ -98,12 +113,12 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], *, cwd: P
             running.replace(target)
 
 
-def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
+def _kernel_manager(log: BinaryIO, cwd: Path, threads: int | None, watch: Watch) -> type:
     """Return a class of kernels of this interpreter, whichever kernels are installed under its name.
 
-    They start in `cwd`, find this package also where it is not installed, and write to `log` what would otherwise
-    disturb the terminal. They end within a second of this process, however that ends (ipykernel looks for its
-    parent), and talk to it encrypted.
+    They start in `cwd`, find this package also where it is not installed, compute on so many `threads`, and write to
+    `log` what would otherwise disturb the terminal. They end within a second of this process, however that ends
+    (ipykernel looks for its parent), or when `watch` gives them up, and talk to it encrypted.
     """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -111,6 +126,9 @@ def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
 
     package_root = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": search_path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if threads is not None:
+        own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
     class OwnKernel(AsyncKernelManager):
         @property
@@ -118,8 +136,27 @@ def _kernel_manager(log: BinaryIO, cwd: Path) -> type:
             return KernelSpec(**get_kernel_dict())
 
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-            environment = {**os.environ, "PYTHONPATH": search_path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            environment = {**os.environ, **own}
             self.transport_encryption = "auto"
             await super().start_kernel(**{**options, "cwd": str(cwd), "env": environment, "stdout": log, "stderr": log})
+
+        watched: Any = None
+
+        def client(self, **options: Any) -> Any:
+            self.watched = super().client(**options)
+            return self.watched
+
+        async def _async_is_alive(self) -> bool:  # asked by nbclient about once a second while a cell runs
+            alive = await super()._async_is_alive()
+            process: Any = self.provisioner
+            heart = self.watched.hb_channel if self.watched else None
+            if alive and heart and watch.gives_up(process.pid, beats=heart.is_beating()):
+                await process.kill()
+                with contextlib.suppress(TimeoutError):  # a driver may keep it
+                    await asyncio.wait_for(process.wait(), 10)
+                return False
+            return alive
+
+        is_alive = _async_is_alive
 
     return OwnKernel

@@ -287,11 +287,14 @@ class RunInUse(RuntimeError):  # noqa: N818  (read aloud where it is caught)
 
 
 @contextlib.contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Hold `run_dir` for this process and clear away what killed ones left; raises RunInUse where it is taken."""
+def held(run_dir: Path, *, patience: float = 0.2) -> Iterator[None]:
+    """Hold `run_dir` for this process and clear away what killed ones left.
+
+    Raises RunInUse where it is still taken after `patience` seconds; `holder` has it for an instant.
+    """
     lock = FileLock(run_dir / _LOCK)
     try:
-        lock.acquire(timeout=0.2, poll_interval=0.01)  # `holder` has it for an instant
+        lock.acquire(timeout=patience, poll_interval=0.01)
     except Timeout:
         raise RunInUse(
             f"{run_dir} is in use by {_text(run_dir)}; wait for it, stop it, or choose another run folder"

@@ -486,9 +486,12 @@ class Run:
         """Prepare `stage` to run again, so that nothing of an earlier attempt passes for new: see `manifest.begin`."""
         return manifest.begin(self.dir, stage)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run folder for this process; raises RunInUse, which names the process that has it."""
-        return manifest.held(self.dir)
+    def lock(self, *, patience: float = 0.2) -> contextlib.AbstractContextManager[None]:
+        """Hold the run folder for this process; raises RunInUse, which names the process that has it.
+
+        It waits `patience` seconds for one that is about to let go.
+        """
+        return manifest.held(self.dir, patience=patience)
 
 
 def _made_by(name: str) -> str:
