@@ -88,7 +88,7 @@ class Settings:
     view_eps: float = 0.15  # RMS of one view of OPTMARGIN
     views: int = 20
     ddn_steps: int = 200
-    cost_n: int = 24  # images of each point of the curves of what evading the vote costs
+    cost_n: int = 16  # images of each point of the curves of what evading the vote costs
     adam_n: int = 36  # images given to OPTMARGIN-adam and OPTMARGIN-authors, which are slow
     pgd_adam_n: int | None = None  # and on the PGD-trained model; None: as many
     authors_lr: float = 0.2
@@ -120,7 +120,7 @@ class Settings:
 
     # 07_adaptive_attacks
     adaptive_n: int = 30  # attacked images given to every adaptive attack, the first in stored order
-    adaptive_passes: int = 4000  # network evaluations that one attack may spend on an image, about
+    adaptive_passes: int = 2000  # network evaluations that one attack may spend on an image, about
 
     @property
     def magnitudes(self) -> list[float]:
