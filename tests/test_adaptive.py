@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,11 +11,12 @@ import rugged
 import torch
 from torch import Tensor, nn
 
-from nbsupport import adaptive, attacks, boundary, detector, region, runtime
+from nbsupport import adaptive, attacks, boundary, detector, presets, region, runtime, suite
 from nbsupport.adaptive import descent, goals, surrogate
 from nbsupport.attacks import Attack
 from nbsupport.detector import Detector
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
+from nbsupport.suite import Attempt, Defended
 
 SHAPE = (1, 4, 4)
 DIM = 16
@@ -149,6 +151,18 @@ def judge_of(rays: int, *, bias: float = 0.0, slope: float = 0.0) -> Detector:
     network.linear2.weight.data[1, 0] = slope
     network.linear2.bias.data[1] = bias
     return Detector(network.requires_grad_(False), 4, rays, 1.0, 0.0, 1.0, torch.zeros(1))
+
+
+class Rounded(detector.BoundaryNet):
+    """A detector's network whose logits are rounded."""
+
+    def __init__(self, network: detector.BoundaryNet) -> None:
+        nn.Module.__init__(self)
+        self.network, self.linear2 = network, network.linear2
+
+    def forward(self, distance: Tensor, purities: Tensor) -> Tensor:
+        z: Tensor = self.network(distance, purities)
+        return (1e3 * z).round() / 1e3 + 0 * z
 
 
 @pytest.fixture
@@ -293,6 +307,27 @@ class TestPastDetector:
         assert (mine.rms <= 0.12 + 1e-6).all()
         assert (scores[1] < 0.5).sum() > (scores[0] < 0.5).sum()
         assert (scores[1] <= scores[0] + 1e-6).all()
+
+    def test_a_detector_that_masks_its_gradients_is_noticed(self, wedge: Wedge, directions: Tensor) -> None:
+        x, many, budget = grey(8), directions.repeat(2, 1), torch.full((8,), 0.06)
+        judge = judge_of(len(many), bias=-5.0, slope=10.0)
+        masked = dataclasses.replace(judge, network=Rounded(judge.network))  # the same answers, and no slope
+        attempts, settings = [], presets.settings("digits", "smoke", {"directions": DIM})
+        for name, seen in (("transferred", judge), ("selective", masked)):
+            attack = self.attack(wedge, x, many, [seen], budget=budget, steps=80, rays=32)
+            profile = boundary.probe(wedge, attack.x_adv, many, GRID, search="scan")
+            evaded = {("detector", 0.05): masked.score(profile) < 0.5}
+            attempts.append(Attempt("normal", name, "normal", name != "selective", torch.arange(8), attack.rms, evaded))
+        assert attempts[0].evaded["detector", 0.05].sum() >= 4
+        benign = boundary.probe(wedge, x, many, GRID)
+        y, fold, levels = labels(wedge, x), torch.zeros(8, dtype=torch.int64), {0.05: torch.full((8,), 0.5)}
+        given = Defended(torch.arange(8), x, y, fold, budget, x, benign, [masked], levels)
+        every, aware = {"normal": given}, {("normal", "selective"): attack}
+        found = suite.adaptive_warnings(settings, {"normal": wedge}, every, aware, attempts)
+        assert "transfer beats it" in set(found.indicator)
+        equals = [attempts[0], attempts[0]._replace(transfer=False)]
+        found = suite.adaptive_warnings(settings, {"normal": wedge}, every, aware, equals)
+        assert "transfer beats it" not in set(found.indicator)
 
     def test_passes_are_counted(self, many: Tensor) -> None:
         model = Counted(rugged.Rugged())
