@@ -93,7 +93,10 @@ def status(ctx: click.Context, run_dir: str, tables: bool) -> None:
     opened = _checked(store.existing_run, run_dir)
     click.echo(report.status(opened))
     if tables:
-        click.echo("\n" + _checked(report.tables, opened))
+        try:
+            click.echo("\n" + report.tables(opened))
+        except ValueError as error:  # published.csv, which a person wrote
+            raise click.UsageError(str(error)) from None
 
 
 @main.command()

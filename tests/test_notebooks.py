@@ -174,7 +174,7 @@ def stated() -> list[tuple[str, str]]:
         ("03_attacks", rf"$v_1, \dots, v_{{{views - 1}}}$ are random and mutually orthogonal"),
         ("03_attacks", f"with {views} views, a step of `adam` counts {views} or"),
         ("03_attacks", f"DDN with {views} views"),
-        ("03_attacks", f"the first {suite._INDICATED} images"),
+        ("03_attacks", f"the first {suite.INDICATED} images"),
         ("03_attacks", f"a batch of exactly {indicators.BATCH} rows"),
         (
             "04_region_classification",
