@@ -32,7 +32,7 @@ _ALIGNED = 0.99
 # What is searched in bfloat16 beside a part in float32 must fill this part of a batch, or two searches take longer than
 # one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of 192;
 # `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
-_PARTS = 4
+_PARTS = 8
 _NOWHERE = torch.zeros((), dtype=torch.bool)
 # Of the images: more than this, and more than one, cannot be ties within rounding, on which attacks of other batches
 # or precisions see another label.
