@@ -437,16 +437,16 @@ def test_optmargin_repeats_when_the_input_moves_by_a_rounding(name, digits, digi
 @each(EVERY)
 def test_every_pass_is_counted_and_the_batch_is_bounded(attack):
     torch.manual_seed(0)
-    model, x = Counting(small_cnn()), torch.rand(580, *SHAPE)
+    model, x = Counting(small_cnn()), torch.rand(1100, *SHAPE)
     y = predicted(model, x)
-    y[:560] = (y[:560] + 1) % 4  # misclassified: looked at once
+    y[:1080] = (y[:1080] + 1) % 4  # misclassified: looked at once
     model.forwards = model.largest = 0
     result = attack(model, x, y)
     assert result.forwards.sum() == model.forwards
     assert result.backwards.sum() == model.backwards
-    assert model.largest <= 512
-    assert (result.forwards[:560] == 1).all()
-    assert (result.backwards[:560] == 0).all()
+    assert model.largest <= 1024
+    assert (result.forwards[:1080] == 1).all()
+    assert (result.backwards[:1080] == 0).all()
 
 
 @each(EVERY)

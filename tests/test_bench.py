@@ -141,7 +141,7 @@ def test_images_that_pass_are_counted_forward_and_backward() -> None:
 def test_the_share_of_the_matrix_rate_counts_every_pass(narrator: Narrator) -> None:
     s = dataclasses.replace(of_half_space(), flops=27.8e6)
     row = next(bench.table_rows("attacks", s, 1e9, narrator))
-    assert (row["bench"], row["what"], row["images"]) == ("engine", "forward and backward, float32", 512)
+    assert (row["bench"], row["what"], row["images"]) == ("engine", "forward and backward, float32", 1024)
     assert row["matrix_share"] == pytest.approx(27.8e6 * row["passes_per_s"] / 1e9)
 
 
@@ -173,9 +173,9 @@ def test_pgd_passes(narrator: Narrator) -> None:
 def test_the_model_alone_passes_full_batches() -> None:
     s = of_half_space()
     run = measure.measure(measure.batch(s, "float32", backward=True), s)
-    assert run.result == 512  # what the rule of thumb says of 64 pixels
+    assert run.result == 1024  # what the rule of thumb says of 64 pixels
     assert run.forwards == run.backwards
-    assert run.forwards % 512 == 0
+    assert run.forwards % 1024 == 0
     run = measure.measure(dataclasses.replace(measure.batch(s, "mixed", backward=False, rows=6), seconds=0), s)
     assert (run.result, run.forwards, run.backwards) == (6, 6, 0)
 
@@ -465,7 +465,7 @@ def test_memory_does_not_grow_with_the_images(digits_model: Path, narrator: Narr
     assert many["inputs_and_results_mb"] == 2 * 1000 * 64 * 4 / 1e6
     assert 0 < few["growth_mb"] < 100
     assert many["growth_mb"] - few["growth_mb"] < 5  # activations of 1,000 images would take more than 20
-    assert getattr(s.model, "batch_rows", {}).get("cpu") == 512  # the subject's own model is left alone
+    assert getattr(s.model, "batch_rows", {}).get("cpu") == 1024  # the subject's own model is left alone
 
 
 def test_a_probe_takes_little_more_memory_than_its_profile() -> None:

@@ -63,12 +63,12 @@ def test_each_condition_is_told_apart(undoing, condition, targeted):
     assert flips(result) == {name: [name == condition] * 5 for name in CONDITIONS}
 
 
-@pytest.mark.parametrize("n", [1, 3, 256, 257, 600])
+@pytest.mark.parametrize("n", [1, 3, 256, 257, 1100])
 def test_batches_have_the_promised_size_and_hold_every_image(n):
     model, seen, x = Answers(lambda x: False), [], images(n)
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     stability(model, x, zeros(n))
-    usual = [len(part) for part in x.split(512)]
+    usual = [len(part) for part in x.split(1024)]
     filled = -(-n // BATCH)
     assert [len(batch) for batch in seen] == usual + [1] * n + [BATCH] * filled + usual + usual
     seen = seen[len(usual) :]

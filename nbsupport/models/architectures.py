@@ -21,7 +21,7 @@ class DigitsCNN(nn.Sequential):
     1.8 MFLOP for a forward pass at 1x8x8. Maps (N, C, H, W) in [0, 1] to logits (N, num_classes).
     """
 
-    batch_rows: ClassVar[dict[str, int]] = {"cpu": 512}
+    batch_rows: ClassVar[dict[str, int]] = {"cpu": 1024}
     channels_last = True
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
