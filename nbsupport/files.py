@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import threading
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:  # torch is loaded when tensors are handled: `nbsupport status` answers without it
     from matplotlib.figure import Figure
     from torch import Tensor
+
+DPI = 150  # of a figure's PNG
 
 FULL = {  # what an OSError says where nothing more can be written, and what to do
     errno.ENOSPC: "The disk is full: free some space first.",
@@ -153,12 +156,22 @@ def write_figure(path: Path, figure: Figure) -> None:
 
     Equal figures are equal files. In a PDF lines and text are vectors, the text in fonts that can be edited.
     """
+    kind = path.suffix[1:]
+    png = getattr(figure, "png", None)  # the suite's own are drawn once, for the notebook and for the file
+    data = png() if png and kind == "png" else rendered(figure, kind)
+    with replacing(path) as file:
+        file.write(data)
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """Return the matplotlib `figure` as the bytes of a "png" or "pdf", without its date or the program's name."""
     import matplotlib
 
-    kind = path.suffix[1:]
     undated = {"png": "Software", "pdf": "CreationDate"}[kind]
-    with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata={undated: None})
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format=kind, dpi=DPI, bbox_inches="tight", metadata={undated: None})
+    return buffer.getvalue()
 
 
 def file_digest(path: Path) -> str:

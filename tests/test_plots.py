@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
-from nbsupport import claims, intervals, plots
+from nbsupport import claims, files, intervals, plots
 from nbsupport.boundary import Profile, Slice, Trace
 from nbsupport.plots import schematic, style
 from nbsupport.plots.style import PALETTE
@@ -294,6 +295,28 @@ def test_a_figure_shows_in_a_notebook_without_pyplots_backend_and_saves_as_pdf()
     buffer = io.BytesIO()
     fig.savefig(buffer, format="pdf")
     assert buffer.getvalue().startswith(b"%PDF")
+
+
+def test_a_figure_is_drawn_once_for_the_notebook_and_the_file_and_again_after_a_change(tmp_path: Path) -> None:
+    drawings = []
+
+    class Counted(style.Picture):
+        def draw(self, renderer: Any) -> None:
+            drawings.append(renderer)
+            super().draw(renderer)
+
+    fig = Counted(layout="constrained")
+    ax = fig.subplots()
+    shown, size = fig._repr_png_()
+    once = len(drawings)
+    files.write_figure(tmp_path / "a.png", fig)
+    assert len(drawings) == once
+    assert (tmp_path / "a.png").read_bytes() == shown
+    assert size["width"] == pytest.approx(plt.imread(io.BytesIO(shown)).shape[1] * 100 / 150, abs=1)
+    ax.plot([0, 1])
+    files.write_figure(tmp_path / "a.png", fig)
+    assert len(drawings) == 2 * once
+    assert (tmp_path / "a.png").read_bytes() != shown
 
 
 def test_colours_are_distinct_and_fixed() -> None:

@@ -1,7 +1,6 @@
 """The look of every figure: seaborn's white grid, colour-blind-safe colours, one colour for each kind of example."""
 
 import contextlib
-import io
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from nbsupport import files
 from nbsupport.intervals import Rate
 
 WIDTH = 9.0  # inches, a notebook's column
@@ -54,15 +54,24 @@ class Picture(Figure):
     always. Part of a figure's style (ticks, grid) is read while it is drawn, so that drawing enters the style again.
     """
 
+    _png = b""
+
     def draw(self, renderer: Any) -> None:
         """Draw the figure in the house style, whatever the reader's own settings are."""
         with house_style():
             super().draw(renderer)
 
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", bbox_inches="tight")
-        return buffer.getvalue()
+    def png(self) -> bytes:
+        """Return the picture as a PNG of `files.DPI`: one drawing for the notebook and the file, until it changes."""
+        if self.stale or not self._png:
+            self._png = files.rendered(self, "png")
+            self.stale = False  # saving set the size, for a moment
+        return self._png
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        data = self.png()
+        width = int.from_bytes(data[16:20], "big")  # of the header: the tight box is not as wide as the figure
+        return data, {"width": round(width * self.dpi / files.DPI)}
 
 
 @contextlib.contextmanager
