@@ -70,6 +70,22 @@ def test_number_of_parameters(name, in_shape, parameters):
     assert sum(p.numel() for p in built(name, in_shape).parameters()) == parameters
 
 
+@pytest.mark.parametrize(("name", "in_shape"), [("mnist_cnn", (1, 28, 28)), ("digits_cnn", (1, 8, 8))])
+def test_pooling_before_the_relu_changes_no_bit(name, in_shape):
+    model = built(name, in_shape)
+    as_published = []
+    for layer in model:  # a ReLU directly behind each convolution
+        if isinstance(layer, nn.Conv2d):
+            as_published += [layer, nn.ReLU()]
+        elif not (isinstance(layer, nn.ReLU) and isinstance(as_published[-1], nn.MaxPool2d)):
+            as_published += [] if isinstance(layer, nn.ReLU) and isinstance(as_published[-1], nn.ReLU) else [layer]
+    assert [type(layer).__name__ for layer in as_published].count("MaxPool2d") == 2
+    x = torch.rand(8, *in_shape, requires_grad=True)
+    z, want = model(x), nn.Sequential(*as_published)(x)
+    assert torch.equal(z, want)
+    assert torch.equal(*(torch.autograd.grad(logits.logsumexp(1).sum(), x)[0] for logits in (z, want)))
+
+
 def test_wide_resnet_is_that_of_madry_et_al():
     with torch.device("meta"):
         model = models.build("wrn_34_10", in_shape=(3, 32, 32), num_classes=10)
