@@ -97,6 +97,20 @@ def test_everything_that_is_counted_has_a_rate_and_no_random_numbers_are_used_up
     assert (sizes.in_shape, sizes.trained, sizes.tested) == ((1, 8, 8), 1297, 500)
 
 
+def test_a_slow_machine_times_one_image_of_each_kernel(monkeypatch):
+    monkeypatch.setattr(estimate, "_SECONDS", 1e-9)
+    few = {"batch_size": 8, "samples": 20, "views": 2, "directions": 64, "detector_steps": 8}
+    rates, _ = estimate.measured(settings(n=5, boundary_n=5, model=f"{__name__}:narrow", **few))
+    assert set(rates) == WHATS
+
+
+def narrow(*, in_shape, num_classes):
+    """A network of batches of 8 images: fewer rays than one image has fill the pool."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(in_shape), num_classes))
+    model.batch_rows = {"cpu": 8}
+    return model
+
+
 @pytest.mark.parametrize(("dataset", "shape"), [("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))])
 def test_data_that_are_not_at_hand_are_not_downloaded(tmp_path, dataset, shape):
     images = estimate.images_of(presets.settings(dataset, overrides={"root": str(tmp_path)}))

@@ -36,7 +36,7 @@ _ALL = 3  # fits that boosted trees on all attacks take longer than on one
 _FOOLED = 0.8  # of what attacks on the defences return: the detector is asked about these
 # Seconds without a pass: the start of a kernel, imports, plots and tables. Two slow cores; the larger the run, the less
 # they matter.
-_ELSE = dict(zip(STAGES, (8, 8, 12, 10, 16, 25, 30), strict=True))
+_ELSE = dict(zip(STAGES, (8, 8, 12, 10, 16, 14, 30), strict=True))
 _KERNEL = 520e6  # bytes of a process that has loaded torch, pandas and matplotlib and drawn a figure
 
 Rates = Mapping[str, float]
@@ -188,7 +188,7 @@ def measured(s: Settings) -> tuple[Rates, Sizes]:
     time("vote", partial(_vote, s), s.samples, steps=s.samples)
     along = suite.directions(s, images.in_shape)
     rows = runtime.rows_per_batch(model, images.in_shape, device)
-    full = 8 * rows // len(along)  # images whose rays fill the pool
+    full = max(1, 8 * rows // len(along))  # images whose rays fill the pool
     profile = time("ray", partial(_probe, s, along), len(s.magnitudes) / _LOOKS * len(along), least=full)
     time("EOT", partial(adaptive.through_vote, radius=s.radius), 32 * _STEPS)
     like = partial(_mimic, s, along, profile)
