@@ -1,4 +1,4 @@
-"""The command line: run, status, export, compare, sweep, bench. It checks and prints; the work is done elsewhere."""
+"""The command line: run, status, export, html, compare, sweep, bench. It checks and prints; others do the work."""
 
 import shlex
 import sys
@@ -112,6 +112,21 @@ def export(ctx: click.Context, run_dir: str, to: Path | None) -> None:
     ctx.meta["again"] = "The same command begins anew."
     opened = _checked(store.existing_run, run_dir)
     _checked(write, opened, to or opened.path("export"), click.echo)
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--to", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to [default: RUN_DIR/html]"
+)
+@click.pass_context
+def html(ctx: click.Context, run_dir: str, to: Path | None) -> None:
+    """Write RUN_DIR as HTML pages for any web server: chapters, tables, figures and the explorer's pictures."""
+    from nbsupport.pages import write
+
+    ctx.meta["again"] = "The same command begins anew."
+    opened = _checked(store.existing_run, run_dir)
+    _checked(write, opened, to or opened.path("html"), click.echo)
 
 
 @main.command()

@@ -24,6 +24,7 @@ LAYERS = [
     "store",
     "runner plots",
     "bench widgets",
+    "pages",
     "cli __main__",
 ]
 LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line.split()}

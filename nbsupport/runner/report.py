@@ -163,8 +163,8 @@ class Follower:
 # What came out of it
 
 
-def results(run: Run) -> str:
-    """Return the end of a run: the attacks, a line for each claim, the worst warnings, and where to look next.
+def results(run: Run, *, where: bool = True) -> str:
+    """Return the end of a run: the attacks, a line for each claim, the worst warnings, and `where` to look next.
 
     Of the attacks and models of the notebooks it makes about 45 lines, of at most 120 columns each but for paths.
     """
@@ -172,12 +172,13 @@ def results(run: Run) -> str:
     kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}
     read = {name: run.read_table(name, stage) for name, stage in kept.items()}
     frames = {name: frame for name, frame in read.items() if not frame.empty}
-    where = [
+    paths = [
         f"executed notebooks  jupyter lab {shlex.quote(str(run.path('notebooks')))}",
         f"tables              {run.path('tables')}",
         f"all in full         python -m nbsupport status {shlex.quote(str(run.dir))} --tables",
     ]
-    parts = [_attacks(frames), *(tell(frames[name]) for name, tell in told.items() if name in frames), where]
+    parts = [_attacks(frames), *(tell(frames[name]) for name, tell in told.items() if name in frames)]
+    parts += [paths] if where else []
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 

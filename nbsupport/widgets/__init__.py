@@ -4,5 +4,5 @@ They stand in a notebook with a live kernel. Where nobody can use them, as in a 
 in their place, and no widget is made.
 """
 
-from nbsupport.widgets.explorer import instance_explorer
+from nbsupport.widgets.explorer import instance_explorer, stills
 from nbsupport.widgets.progress import progress

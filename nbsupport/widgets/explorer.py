@@ -1,6 +1,7 @@
 """Single attacked images of a run, one after the other."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,9 +61,26 @@ def _opening(stored: Stored) -> Chosen:
     return model, attack, single.telling(stored.images[model, attack])
 
 
-def _still(stored: Stored) -> base.Still:
-    """Return the picture of the image on which the explorer opens."""
-    shown = stored.single(*_opening(stored))
+def stills(run_dir: str | Path, count: int) -> list[tuple[str, base.Still]]:
+    """Return a name, MODEL-ATTACK-INDEX, and the picture of `count` images, or as many as were attacked with success.
+
+    Models and attacks take turns, each with the image that the explorer would show first, then in the order of the
+    test set. Raises as `store.existing_run`, and MissingInput where the run has stored no attack.
+    """
+    stored = Stored(store.existing_run(run_dir))
+    found = []
+    for (model, attack), frame in stored.images.items():
+        if attack in stored.names or attack == "mimic":
+            first, successes = single.telling(frame), frame["index"][frame.success.fillna(False)].tolist()
+            found.append([(model, attack, index) for index in sorted(successes, key=lambda index: index != first)])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*found))
+    chosen = itertools.islice(filter(None, turns), count)
+    return [("-".join(map(str, each)), _still(stored, each)) for each in chosen]
+
+
+def _still(stored: Stored, chosen: Chosen | None = None) -> base.Still:
+    """Return the picture of the image `chosen`, by default the one on which the explorer opens."""
+    shown = stored.single(*(chosen or _opening(stored)))
     said = [f"{shown.row.examples} on the {shown.row.model} model: {_sentence(shown, stored)}", *stored.outdated]
     return base.Still("\n".join(said), base.png(figure(stored, shown)))
 
