@@ -203,11 +203,11 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 def overall(rows: pd.DataFrame) -> tuple[str, pd.Series]:
     """Return one verdict for `rows` of the table together, and the row that decides it.
 
-    The verdict is that of most rows, and "mixed" where some hold and others fail. A failing row decides, else the row
-    of most rows' verdict whose statistic is closest to its threshold.
+    The verdict is that of most rows, of two as frequent the one that claims less, and "mixed" where some hold and
+    others fail. A failing row decides, else the row of most rows' verdict whose statistic is closest to its threshold.
     """
     given = set(rows.verdict)
-    most = str(rows.verdict.mode().iloc[-1])  # of two as frequent the later by name: undecided, holds, fails
+    most = min(map(str, rows.verdict.mode()), key=("fails", "undecided", "holds").index)
     candidates = rows[rows.verdict == ("fails" if "fails" in given else most)]
     room = (candidates.statistic - candidates.threshold).abs().fillna(math.inf).to_numpy()
     return "mixed" if {"holds", "fails"} <= given else most, candidates.iloc[int(room.argmin())]

@@ -19,6 +19,12 @@ class Rate:
     n: int
 
 
+def per_cent(share: float) -> str:
+    """Return `share` in per cent, such as "12"; one near 0 or 1 has the decimals that tell it from them: "99.5"."""
+    texts = (f"{100 * share:.{decimals}f}" for decimals in range(8))
+    return next((text for text in texts if share in (0, 1) or float(text) not in (0, 100)), f"{100 * share:.0f}")
+
+
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Rate:
     """Return `successes / n` with Wilson's score interval; NaN for `n = 0`."""
     if n == 0:

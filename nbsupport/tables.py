@@ -751,7 +751,7 @@ def _texts(frame: pd.DataFrame, name: str) -> list[str]:
     ends = _interval_columns(frame).get(name, ())
 
     def number(value: Any) -> str:
-        return f"{100 * value:.0f}" if percent else f"{value:.3g}" if isinstance(value, float) else str(value)
+        return intervals.per_cent(value) if percent else f"{value:.3g}" if isinstance(value, float) else str(value)
 
     def text(value: Any, *interval: Any) -> str:
         bounds = f" [{', '.join(map(number, interval))}]" if ends and not pd.isna(interval[0]) else ""

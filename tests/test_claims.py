@@ -568,6 +568,7 @@ def test_verdicts_in_words():
         ("fff", "fails", 0),
         ("hhu", "holds", 0),
         ("hu", "undecided", 1),
+        ("fu", "fails", 0),
         ("uuf", "undecided", 2),
         ("hhf", "mixed", 2),
         ("huuff", "mixed", 3),

@@ -24,6 +24,26 @@ def enough_covered(covered, trials, nominal=0.95, slack=0.02):
     return covered >= stats.binom.ppf(1e-4, trials, nominal - slack)
 
 
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0"),
+        (1.0, "100"),
+        (0.5, "50"),
+        (0.994, "99"),
+        (199 / 200, "99.5"),
+        (9999 / 10000, "99.99"),
+        (1 / 1000, "0.1"),
+    ],
+)
+def test_only_all_of_them_are_100_per_cent(share, text):
+    assert intervals.per_cent(share) == text
+
+
+def test_a_share_that_is_not_known_is_no_number():
+    assert intervals.per_cent(math.nan) == "nan"
+
+
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 19), (95, 100), (5000, 10000)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson_is_the_closed_form(k, n, confidence):

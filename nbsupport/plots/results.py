@@ -260,10 +260,10 @@ def attack_matrix(table: pd.DataFrame) -> Figure:
     rows, columns = (list(dict.fromkeys(within[name])) for name in ("attack", "column"))
     fig = style.figure(1.3 + 0.33 * len(rows))
     ax = fig.subplots()
-    cells = 100 * within.set_index(["attack", "column"])[["success_rate" + end for end in _ENDS]]
+    cells = within.set_index(["attack", "column"])[["success_rate" + end for end in _ENDS]]
     value, low, high = (cells[name].unstack().reindex(rows, columns=columns) for name in cells)
-    text = value.map("{:.0f}".format) + low.map("\n{:.0f}-".format) + high.map("{:.0f}".format)
-    look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": False}
+    text = value.map(intervals.per_cent) + "\n" + low.map(intervals.per_cent) + "-" + high.map(intervals.per_cent)
+    look: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 1, "cbar": False}
     seaborn.heatmap(value, annot=text, fmt="", annot_kws={"fontsize": 9, "linespacing": 1.0}, ax=ax, **look)
     for row, column in np.argwhere(value.isna()):
         ax.text(column + 0.5, row + 0.5, "-", ha="center", va="center", color="0.4")

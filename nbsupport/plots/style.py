@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from nbsupport import files
-from nbsupport.intervals import Rate
+from nbsupport.intervals import Rate, per_cent
 
 WIDTH = 9.0  # inches, a notebook's column
 BLACK, DARK, VIOLET, TEAL = "#1a1a1a", "#5a5a5a", "#5d3a9b", "#44aa99"
@@ -173,7 +173,7 @@ def percent(rate: Rate) -> str:
     """Return a rate with its interval in per cent, e.g. '12 % [5, 22]'."""
     if rate.n == 0:
         return "not measured"
-    return f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+    return f"{per_cent(rate.value)} % [{per_cent(rate.low)}, {per_cent(rate.high)}]"
 
 
 def span(counts: Sequence[int]) -> str:

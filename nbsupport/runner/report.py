@@ -306,9 +306,11 @@ def _attacks(frames: Mapping[str, Any]) -> list[str]:
 
 def _percent(rows: pd.DataFrame, *names: str) -> list[str]:
     """Return shares in per cent, such as "98 % [97, 99]" where `names` are those of its value, low and high."""
-    shape = "{:.0f} %" if len(names) == 1 else "{:.0f} % [{:.0f}, {:.0f}]"
-    shares = 100 * rows.reindex(columns=names)
-    return ["" if math.isnan(share[0]) else shape.format(*share) for share in shares.itertuples(index=False)]
+    from nbsupport.intervals import per_cent  # which loads scipy
+
+    shape = "{} %" if len(names) == 1 else "{} % [{}, {}]"
+    shares = rows.reindex(columns=names).itertuples(index=False)
+    return ["" if math.isnan(share[0]) else shape.format(*map(per_cent, share)) for share in shares]
 
 
 def _claims(frame: Any) -> list[str]:
