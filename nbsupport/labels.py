@@ -15,9 +15,17 @@ _CALIBRATION_POINTS = 512
 _SAFETY = 2.0  # on the largest error seen at the calibration points
 
 
-def margins(z: Tensor, label: Tensor) -> Tensor:
-    """Return Z_label - max of the others (R,) for logits `z` (R, L) and classes `label` (R,)."""
-    return z.gather(1, label[:, None]).squeeze(1) - z.scatter(1, label[:, None], -torch.inf).amax(1)
+def margins(logits: Tensor, label: Tensor, *, targeted: bool = False, temperature: Tensor | None = None) -> Tensor:
+    """Return the margins (N,) of `label` (N,) in `logits` (N, L), negated when `targeted`.
+
+    With a `temperature` (N,), in logits, they are smooth: with a soft maximum over the rivals. At temperature 1 their
+    gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but underflows in float32 where
+    the model is sure.
+    """
+    own = logits.gather(1, label[:, None]).squeeze(1)
+    rivals = logits.scatter(1, label[:, None], -torch.inf)
+    rival = rivals.amax(1) if temperature is None else temperature * (rivals / temperature[:, None]).logsumexp(1)
+    return rival - own if targeted else own - rival
 
 
 class Labeller:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nbsupport import region
 from nbsupport.adaptive.surrogate import intervals, soft_purity, soft_rays, spread
-from nbsupport.attacks.engine import Problem, across, margins
+from nbsupport.attacks.engine import Problem, across
 from nbsupport.boundary import Profile, purity
 from nbsupport.detector import PURITIES, Detector
+from nbsupport.labels import margins
 
 MAGNITUDES = 8  # at which each of two looks along a ray is taken
 _VOTE = 0.05  # temperature of a point of the vote, in margins before the attack
@@ -27,8 +28,8 @@ class Misclassified:
     def look(self, x: Tensor, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the margin (N,), smooth over the rivals, and whether it is below 0."""
         z, label = self.problem.logits(x), self.problem.label[index]
-        soft = margins(z, label, targeted=False, temperature=torch.ones(len(x), device=x.device))
-        return soft, across(margins(z.detach(), label, targeted=False))
+        soft = margins(z, label, temperature=torch.ones(len(x), device=x.device))
+        return soft, across(margins(z.detach(), label))
 
 
 class Outvoted:
@@ -44,7 +45,7 @@ class Outvoted:
         self.forwards = self.backwards = points
         with torch.no_grad():
             batches = zip(problem.x.split(problem.rows()), problem.label.split(problem.rows()), strict=True)
-            before = [margins(problem.logits(x), label, targeted=False) for x, label in batches]
+            before = [margins(problem.logits(x), label) for x, label in batches]
         self.scale = _VOTE * torch.cat(before).clamp(min=1e-6)
 
     def look(self, x: Tensor, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,9 +55,9 @@ class Outvoted:
         z = self.problem.logits(moved.view(-1, *x.shape[1:])).view(len(x), self.points, -1)
         counts = torch.zeros_like(z[:, 0]).scatter_add_(1, z.argmax(2), torch.ones_like(z[..., 0])).detach()
         label = self.problem.label[index]
-        lost = margins(counts, label, targeted=False) < -self.lead * self.points
+        lost = margins(counts, label) < -self.lead * self.points
         mean = (z / self.scale[index][:, None, None]).log_softmax(2).logsumexp(1)  # but for a constant
-        return margins(mean, label, targeted=False), lost
+        return margins(mean, label), lost
 
 
 @dataclass(eq=False)

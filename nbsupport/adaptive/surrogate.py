@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsupport.attacks.engine import margins
+from nbsupport.labels import margins
 from nbsupport.runtime import forward
 
 _TINY = 1e-12
@@ -50,7 +50,7 @@ def soft_rays(
     n, rays, count = magnitudes.shape
     center, z = _looks(model, x, directions, magnitudes)
     own = center.repeat_interleave(rays * count)
-    margin = margins(z, own, targeted=False).view(n, rays, count)
+    margin = margins(z, own).view(n, rays, count)
     fixed = margin.detach()
     slope = (torch.cat((fixed[..., :1], fixed), 2) if count == 1 else fixed).diff(dim=2).abs().mean(2)
     across = torch.sigmoid(-margin / (temperature * slope[..., None]).clamp(min=_TINY))

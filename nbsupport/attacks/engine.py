@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
+from nbsupport.labels import margins
 from nbsupport.pool import State, drain
 from nbsupport.record import Record
 from nbsupport.runtime import PRECISIONS, Precision, device_of, forward, reduced_precision, rows_per_batch, usable
@@ -136,19 +137,6 @@ class Problem:
     def rows(self, views: int = 1) -> int:
         """Return how many images share a batch when each brings `views` rows."""
         return max(1, rows_per_batch(self.model, tuple(self.x.shape[1:]), self.x.device) // views)
-
-
-def margins(logits: Tensor, label: Tensor, *, targeted: bool, temperature: Tensor | None = None) -> Tensor:
-    """Return the margins (N,) of `label` (N,) in `logits` (N, L), negated when `targeted`.
-
-    With a `temperature` (N,), in logits, they are smooth: with a soft maximum over the rivals. At temperature 1 their
-    gradient is that of the cross-entropy without its factor 1 - p_y, which is positive but underflows in float32 where
-    the model is sure.
-    """
-    own = logits.gather(1, label[:, None]).squeeze(1)
-    rivals = logits.scatter(1, label[:, None], -torch.inf)
-    rival = rivals.amax(1) if temperature is None else temperature * (rivals / temperature[:, None]).logsumexp(1)
-    return rival - own if targeted else own - rival
 
 
 def _not_finite(x: Tensor) -> Tensor:
