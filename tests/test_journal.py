@@ -118,6 +118,14 @@ def test_another_process_has_a_rate_of_its_own() -> None:
     assert journal.summary(entries)[0].rate == pytest.approx(2)
 
 
+def test_time_left_follows_work_that_has_become_slower() -> None:
+    fast = [entry(time=float(t), done=10 * t, total=200, event="progress") for t in range(11)]
+    slow = [entry(time=10.0 + 4 * t, done=100 + 4 * t, total=200, event="progress") for t in range(1, 11)]
+    progress = journal.summary(fast + slow)[0]
+    assert progress.rate == pytest.approx(1)
+    assert progress.time_left == pytest.approx(60)
+
+
 def test_one_report_has_no_rate() -> None:
     [progress] = journal.summary([entry(0, 10)])
     assert progress.rate is None

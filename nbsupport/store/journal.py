@@ -5,12 +5,14 @@ import json
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 NAME = "journal.jsonl"
+_LATELY = 10  # reports that a rate is taken from
 _OWN = ("time", "pid", "host", "stage", "what", "done", "total", "unit")
 
 
@@ -31,7 +33,7 @@ class Progress:
     pid, host : int, str
         The process that reported, and its machine.
     rate : float or None
-        Units a second since the work was last started or resumed; None before the second report.
+        Units a second over the last reports since the work was started or resumed; None before the second.
     extra : dict
         What else the last report said, such as the success so far.
     """
@@ -139,7 +141,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self.latest: dict[tuple[str, str], Progress] = {}
-        self._origin: dict[tuple[str, str], tuple[float, int]] = {}
+        # The last reports: an epoch may take ten times as long as the ones before it.
+        self._lately: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 
     def update(self, entry: dict[str, Any]) -> Progress | None:
         """Return the progress that `entry` reports, None where it is about something else."""
@@ -150,8 +153,9 @@ class Tracker:
         before = self.latest.get(key)
         anew = before is None or done < before.done or entry["pid"] != before.pid
         if anew or entry["event"] in ("started", "resumed", "reused"):
-            self._origin[key] = now, done
-        since, first = self._origin[key]
+            self._lately[key] = deque(maxlen=_LATELY)
+        self._lately[key].append((now, done))
+        since, first = self._lately[key][0]
         rate = (done - first) / (now - since) if done > first and now > since else None
         extra = {name: value for name, value in entry.items() if name not in (*_OWN, "event")}
         self.latest[key] = Progress(**{name: entry[name] for name in _OWN}, rate=rate, extra=extra)
