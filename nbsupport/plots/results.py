@@ -109,7 +109,7 @@ def error_rates(table: pd.DataFrame) -> Figure:
         sizes = {label: style.span(list(part.loc[part["label"] == label, "n"])) for label in places}
         style.rows(ax, [f"{label!s}, n={size}" for label, size in sizes.items()])
         ax.set(
-            xlim=(-0.02, 1.02),
+            xlim=(-0.04, 1.04),
             xlabel="error rate: above the line benign images\ncalled adversarial, below it adversarial missed",
         )
         ax.xaxis.set_major_formatter("{x:.0%}")
