@@ -13,6 +13,9 @@ from nbsupport.runner import report
 from nbsupport.runner import sweep as grids
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+existing = click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
+to = click.option("--to", type=FOLDER, help="Folder to write to [default: one in RUN_DIR, named as the command]")
 scheduler = click.option("--scheduler", metavar="ADDRESS", help="Run on the dask scheduler at this address.")
 
 
@@ -84,7 +87,7 @@ def run(named: tuple[tuple[str, str], ...], dry_run: bool, scheduler: str | None
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
+@existing
 @click.option("--tables", is_flag=True, help="Also print every table in full, the figures' paths and the seconds.")
 @click.pass_context
 def status(ctx: click.Context, run_dir: str, tables: bool) -> None:
@@ -99,41 +102,40 @@ def status(ctx: click.Context, run_dir: str, tables: bool) -> None:
             raise click.UsageError(str(error)) from None
 
 
+def _write(ctx: click.Context, write: Callable[..., Any], run_dir: str, to: Path | None) -> None:
+    """Let `write` store what it makes of the run in `to`, by default a folder of the run named as the command."""
+    ctx.meta["again"] = "The same command begins anew."
+    opened = _checked(store.existing_run, run_dir)
+    _checked(write, opened, to or opened.path(str(ctx.info_name)), click.echo)
+
+
 @main.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
-@click.option(
-    "--to", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to [default: RUN_DIR/export]"
-)
+@existing
+@to
 @click.pass_context
 def export(ctx: click.Context, run_dir: str, to: Path | None) -> None:
     """Write the tables of RUN_DIR as LaTeX, its adversarial examples as npz and PNG, and a BibTeX file."""
     from nbsupport.runner.export import export as write
 
-    ctx.meta["again"] = "The same command begins anew."
-    opened = _checked(store.existing_run, run_dir)
-    _checked(write, opened, to or opened.path("export"), click.echo)
+    _write(ctx, write, run_dir, to)
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
-@click.option(
-    "--to", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to [default: RUN_DIR/html]"
-)
+@existing
+@to
 @click.pass_context
 def html(ctx: click.Context, run_dir: str, to: Path | None) -> None:
     """Write RUN_DIR as HTML pages for any web server: chapters, tables, figures and the explorer's pictures."""
     from nbsupport.pages import write
 
-    ctx.meta["again"] = "The same command begins anew."
-    opened = _checked(store.existing_run, run_dir)
-    _checked(write, opened, to or opened.path("html"), click.echo)
+    _write(ctx, write, run_dir, to)
 
 
 @main.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, type=click.Path(exists=True, file_okay=False))
 @click.option(
     "--to",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=Path("runs", "compared"),
     show_default=True,
     help="Folder to write to.",
