@@ -72,7 +72,7 @@ class Settings:
     pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
-    # Of attacks, votes and probes; "mixed": bfloat16 where a result is confirmed in float32.
+    # "mixed": training, attacks, votes and probes in bfloat16; what they find is confirmed in float32.
     precision: Literal["float32", "mixed"] = "float32"
 
     # 03_attacks, method section 4

@@ -53,8 +53,8 @@ Evasion = tuple[str, float]  # a defence, and the false-positive rate of its det
 def training(s: Settings) -> dict[str, dict[str, Any]]:
     """Return the settings of `train.fit_schedule` for each of the two models; one that has weights has no epochs."""
     fast = s.fast_epochs if s.pgd_schedule == "fast" else 0
-    common = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
-    common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size}
+    common: dict[str, Any] = {"batch_size": s.batch_size, "lr": s.lr, "weight_decay": s.weight_decay}
+    common |= {"eps": s.eps, "steps": s.train_steps, "step_size": s.train_step_size, "precision": s.precision}
     normal = {"schedule": ["benign"] * s.epochs, "augment": s.augment, "label_smoothing": s.label_smoothing}
     pgd = {"schedule": ["single"] * fast + ["pgd"] * s.pgd_epochs, "augment": s.pgd_augment, "label_smoothing": 0.0}
     found = {"normal": {**common, **normal}, "pgd": {**common, **pgd}}

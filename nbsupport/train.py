@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from nbsupport import checks, files
 from nbsupport.data.image_set import ImageSet
 from nbsupport.runtime import (
+    Precision,
     constant,
     device_of,
     forward,
@@ -24,9 +25,11 @@ from nbsupport.runtime import (
     laid_out,
     logits,
     predict,
+    reduced_precision,
     repeatable,
     rows_per_batch,
     sent,
+    usable,
 )
 
 Adversary = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -49,6 +52,7 @@ def fit(
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
     augment: str = "none",
+    precision: Precision = "float32",
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -78,6 +82,9 @@ def fit(
         As usual.
     augment : {"none", "crop", "crop-flip"}
         Random crops of images padded by an eighth of their height, and horizontal flips.
+    precision : {"float32", "mixed"}
+        "mixed": steps of training and of adversaries in bfloat16, where the device is fast in it; weights, their updates
+        and what is counted as correct stay float32.
     checkpoint : Path, optional
         Written after every epoch. Where it exists, training resumes there, with the same result as if it had not
         been interrupted; a damaged one is named and training starts anew; a finished one returns at once.
@@ -112,6 +119,7 @@ def fit(
     robust = any(schedule)
     examiner = evaluation_adversary or next((one for one in reversed(schedule) if one is not None), None)
     device = device_of(model, train_set.x)
+    precision = usable(precision, device)
     train_set = train_set.to(device)
     judged = train_set.first(_EXAMINED) if validation is None else validation.to(device)
     _check_classes(model, train_set, judged)
@@ -122,7 +130,7 @@ def fit(
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     settings: dict[str, Any] = {"epochs": epochs, "images": len(train_set), "batch_size": batch_size, "lr": lr}
     settings |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing, "augment": augment}
-    settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule)}
+    settings |= {"adversarial_epochs": sum(attack is not None for attack in schedule), "precision": precision}
     stream = generator or torch.default_generator
     kept: dict[str, Any] = {"settings": settings, "rows": [], "best": {}, "best_score": -math.inf}
     if checkpoint is not None and checkpoint.exists():
@@ -145,9 +153,10 @@ def fit(
                     if augment != "none":
                         x = augmented(x, generator, flip=augment == "crop-flip")
                     attack = schedule[epoch]
-                    if attack is not None:
-                        x = attack(model, x, y)
-                    loss = F.cross_entropy(model(laid_out(model, x)), y, label_smoothing=label_smoothing)
+                    with reduced_precision(precision, device):
+                        if attack is not None:
+                            x = attack(model, x, y)
+                        loss = F.cross_entropy(model(laid_out(model, x)), y, label_smoothing=label_smoothing)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
@@ -158,7 +167,7 @@ def fit(
                 if not math.isfinite(mean_loss):
                     raise ValueError(f"expected a finite loss, got {mean_loss} in epoch {epoch}; lower lr (now {lr:g})")
                 benign = accuracy(model, judged)
-                under_attack = math.nan if examiner is None else accuracy(model, judged, examiner)
+                under_attack = math.nan if examiner is None else accuracy(model, judged, examiner, precision=precision)
             row = {"epoch": epoch, "loss": mean_loss, "benign_accuracy": benign, "pgd_accuracy": under_attack}
             kept["rows"].append(row | {"seconds": time.perf_counter() - began})
             score = under_attack if robust else benign
@@ -213,13 +222,21 @@ def _as_it_stands(model: nn.Module, judged: ImageSet, adversary: Adversary) -> p
     return pd.DataFrame([{"epoch": 0, "loss": float(loss), **rates, "seconds": time.perf_counter() - began}])
 
 
-def accuracy(model: nn.Module, images: ImageSet, adversary: Adversary | None = None) -> float:
-    """Return the share of `images` that `model` classifies correctly, after `adversary` where one is given."""
-    images = images.to(device_of(model, images.x))
-    rows = rows_per_batch(model, images.in_shape, images.x.device)
+def accuracy(
+    model: nn.Module, images: ImageSet, adversary: Adversary | None = None, *, precision: Precision = "float32"
+) -> float:
+    """Return the share of `images` that `model` classifies correctly, after `adversary` where one is given.
+
+    With `precision` "mixed" the adversary computes in bfloat16; its images are classified in float32.
+    """
+    images = images.to(device := device_of(model, images.x))
+    precision, rows = usable(precision, device), rows_per_batch(model, images.in_shape, device)
+    right = []
     with frozen(model):
-        batches = zip(images.x.split(rows), images.y.split(rows), strict=True)
-        right = [predict(model, adversary(model, x, y) if adversary else x) == y for x, y in batches]
+        for x, y in zip(images.x.split(rows), images.y.split(rows), strict=True):
+            with reduced_precision(precision, device):
+                seen = adversary(model, x, y) if adversary else x
+            right.append(predict(model, seen) == y)
     return int(torch.cat(right).sum()) / len(images)
 
 

@@ -130,6 +130,28 @@ def test_each_epoch_has_its_own_adversary():
     assert seen == [("a", 5), ("a", 5), ("b", 10), ("b", 10), ("b", 5), ("b", 5), ("b", 10)]
 
 
+@pytest.mark.parametrize(("precision", "trained_in"), [("float32", torch.float32), ("mixed", torch.bfloat16)])
+def test_mixed_precision_is_of_the_steps_and_not_of_weights_or_accuracies(precision, trained_in):
+    """What the last layer gives: ten images in training, 70 to the adversary that judges the epoch and after it."""
+    model, seen = network(), []
+    model[-1].register_forward_hook(lambda layer, given, z: seen.append((len(z), z.dtype)))
+    adversary = train.linf_adversary(eps=0.01, steps=1, step_size=0.01, generator=seeded())
+    history = train.fit(
+        model,
+        images(300),
+        epochs=8,
+        adversary=adversary,
+        validation=images(70, seed=1),
+        batch_size=10,
+        generator=seeded(),
+        precision=precision,
+    )
+    assert set(seen) == {(10, trained_in), (70, trained_in), (32, torch.float32), (70, torch.float32)}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    assert history["loss"].iloc[-1] < 0.6 * history["loss"].iloc[0]
+    assert train.accuracy(model, images(400, seed=2)) > 0.8
+
+
 def test_progress_counts_every_batch():
     calls = []
     train.fit(network(), images(10), epochs=2, batch_size=4, progress=lambda *call: calls.append(call))

@@ -163,10 +163,12 @@ def measured(s: Settings) -> tuple[Rates, Sizes]:
     batch = min(s.batch_size, len(images))
     few = images.first(batch * max(1, min(8, int(_SECONDS / pace / batch))))
     recipe: dict[str, Any] = {"batch_size": batch, "lr": s.lr, "weight_decay": s.weight_decay, "augment": s.augment}
+    recipe["precision"] = s.precision
     history = train.fit(model, few, epochs=3, validation=few.first(1), generator=torch.Generator(), **recipe)
     ascend = train.linf_adversary(eps=s.eps, steps=_STEPS, step_size=s.train_step_size, generator=torch.Generator())
     first = images.x[:batch], images.y[:batch]
-    inner = min(measure.timed(partial(ascend, model, *first), device)[1] for _ in range(2)) / (2 * _STEPS * batch)
+    with runtime.reduced_precision(runtime.usable(s.precision, device), device):
+        inner = min(measure.timed(partial(ascend, model, *first), device)[1] for _ in range(2)) / (2 * _STEPS * batch)
     rates = {"training": float(history.seconds.iloc[1:].min()) / len(few), "inner": inner}
     model.eval()
     subject = replace(subject, y=runtime.predict(model, images.x))  # all are attacked
