@@ -72,6 +72,7 @@ class Settings:
     pgd_steps: int = 40  # of PGD as an attack
     pgd_step_size: float = 0.01
     pgd_restarts: int = 1
+    region_n: int = 500  # benign images whose accuracy is measured: under PGD, and of the vote
     # "mixed": training, attacks, votes and probes in bfloat16; what they find is confirmed in float32.
     precision: Literal["float32", "mixed"] = "float32"
 
@@ -96,7 +97,6 @@ class Settings:
     distance_scale: float = 255.0**2  # by which `authors` divides the squared distance
     radius: float = 0.15  # of region classification [C], [H]
     samples: int = 100
-    region_n: int = 500  # benign images given to the vote, which is cheap
 
     # 05_boundary_analysis [H]
     directions: int | None = 64  # None: one for each pixel and channel, at most 1000

@@ -130,6 +130,13 @@ def pgd(s: Settings, *, budget: float = 1.0) -> Kernel:
     return partial(kernels.pgd_linf, eps=budget * s.eps, step_size=budget * s.pgd_step_size, **options)
 
 
+def strongest(s: Settings) -> dict[str, Kernel]:
+    """Return attacks within the run's eps that leave less than PGD: on either loss, longer, with several starts."""
+    options: dict[str, Any] = {"eps": s.eps, "steps": 5 * s.pgd_steps, "step_size": 2 * s.eps, "restarts": 5}
+    options |= {"precision": s.precision, "decay": True}
+    return {loss: partial(kernels.pgd_linf, loss=loss, **options) for loss in ("cross-entropy", "margin")}
+
+
 def about(s: Settings) -> pd.DataFrame:
     """Return what attacks.csv says of each attack: solver, variant, `eps` ([0, 1] units) or `confidence`."""
     rows = [

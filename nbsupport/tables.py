@@ -56,7 +56,10 @@ _KINDS = {
 }
 _PIXELS = ("lowest_pixel", "mean_pixel", "highest_pixel")
 DATASETS = ("part", "source", "images", "shape", "classes", "fewest_in_a_class", "most_in_a_class", *_PIXELS)
-TRAINING = ("model", "n", *_with_interval("benign_accuracy", "pgd_accuracy"), "eps", "steps", "schedule")
+TRAINING = (
+    *("model", "n", *_with_interval("benign_accuracy", "pgd_accuracy"), "eps", "steps", "schedule"),
+    *("worst_n", *_with_interval("worst_accuracy")),
+)
 ATTACKS = (
     *("model", "attack", "solver", "variant", "eps_or_confidence", "n", "n_misclassified"),
     *_with_interval("success_rate"),
@@ -221,17 +224,27 @@ def datasets(train: ImageSet, test: ImageSet) -> pd.DataFrame:
 
 
 def accuracy(
-    results: Mapping[str, Attack], schedules: Mapping[str, str], *, eps: float, steps: int, pixel_max: float
+    results: Mapping[str, Attack],
+    further: Mapping[str, Sequence[Attack]],
+    schedules: Mapping[str, str],
+    *,
+    eps: float,
+    steps: int,
+    pixel_max: float,
 ) -> pd.DataFrame:
     """Return training.csv: the accuracy of each model before and after PGD, with Wilson's 95 % intervals.
 
     `pgd_accuracy` is the share that is classified correctly before and after PGD of `steps` steps within `eps`;
-    `schedules` says how each model was trained.
+    `schedules` says how each model was trained. `worst_accuracy` is what is left of the first `worst_n` images when an
+    image counts only if PGD and all of the `further` attacks within `eps` leave it right.
     """
     rows = []
     for model, one in results.items():
         rates = _cells(share(one.correct), share(one.correct & ~one.success))
-        rows.append((model, len(one), *rates, pixel_max * eps, steps, schedules[model]))
+        n = min(map(len, further[model]))
+        worst = best_of([each.take(slice(n)) for each in (one, *further[model])])
+        left = n, *_cells(share(worst.correct & ~worst.success))
+        rows.append((model, len(one), *rates, pixel_max * eps, steps, schedules[model], *left))
     return pd.DataFrame(rows, columns=[*TRAINING])
 
 

@@ -83,8 +83,8 @@ def fit(
     augment : {"none", "crop", "crop-flip"}
         Random crops of images padded by an eighth of their height, and horizontal flips.
     precision : {"float32", "mixed"}
-        "mixed": steps of training and of adversaries in bfloat16, where the device is fast in it; weights, their updates
-        and what is counted as correct stay float32.
+        "mixed": steps of training and of adversaries in bfloat16, where the device is fast in it; weights, their
+        updates, and what is counted as correct stay float32.
     checkpoint : Path, optional
         Written after every epoch. Where it exists, training resumes there, with the same result as if it had not
         been interrupted; a damaged one is named and training starts anew; a finished one returns at once.

@@ -268,15 +268,35 @@ def test_fgsm_is_one_signed_step():
     assert torch.allclose(result.rms, (expected - x).square().flatten(1).mean(1).sqrt())
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+@pytest.mark.parametrize(("share", "decay"), [(0.2, False), (2.0, True)])
 @pytest.mark.parametrize("eps", [0.005, 0.01])
-def test_pgd_succeeds_exactly_where_the_l_inf_ball_meets_the_half_space(eps):
+def test_pgd_succeeds_exactly_where_the_l_inf_ball_meets_the_half_space(eps, share, decay, loss):
     model, x = half_space(), interior_images(200)
     reach = model.distance(x) * model.normal.double().norm() / model.normal.double().abs().sum()  # L-inf distance
-    result = attacks.pgd_linf(model, x, predicted(model, x), eps=eps, steps=30, step_size=eps / 5, generator=seeded())
+    options = {"steps": 30, "step_size": share * eps, "loss": loss, "decay": decay, "generator": seeded()}
+    result = attacks.pgd_linf(model, x, predicted(model, x), eps=eps, **options)
     clear = (reach - eps).abs() > 1e-4
     assert torch.equal(result.success[clear], (reach < eps)[clear])
     assert 0 < result.success.sum() < 200
     assert (result.x_adv - x).abs().max() <= eps + 1e-6
+
+
+@pytest.mark.parametrize(("loss", "side"), [("cross-entropy", -1), ("margin", 1)])
+def test_the_margin_knows_the_strongest_rival_alone(loss, side):
+    """Two rivals, nearly equal, pull the first pixel apart: the stronger one up, the other, steeper, down."""
+
+    class Pulled(nn.Module):
+        def forward(self, x):
+            pixel = x[:, 0, 0, 0]
+            return torch.stack((torch.full_like(pixel, 5.0), pixel, 1.09 - 1.2 * pixel), 1)
+
+    x = torch.full((1, *SHAPE), 0.5)  # logits 5, .5 and .49
+    options = {"steps": 1, "step_size": 0.1, "random_start": False, "loss": loss}
+    result = attacks.pgd_linf(Pulled(), x, torch.zeros(1, dtype=torch.int64), eps=0.1, **options)
+    moved = (result.x_adv - x).flatten()
+    assert not moved[1:].any()
+    assert math.isclose(float(moved[0]), side * 0.1, abs_tol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ddn", "cw", "optmargin-ddn", "optmargin-adam"])
@@ -790,6 +810,7 @@ def test_bad_images_and_labels_are_refused(attack, x, y, message):
         (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=0, step_size=0.1), "expected steps as a whole number"),
         (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=1, step_size=math.nan), "expected step_size"),
         (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=1, step_size=0.1, restarts=0), "expected restarts"),
+        (lambda *a: attacks.pgd_linf(*a, eps=0.1, steps=1, step_size=0.1, loss="logits"), "expected loss"),
         (lambda *a: attacks.carlini_wagner_l2(*a, lr=0.0), "expected lr above 0"),
         (lambda *a: attacks.carlini_wagner_l2(*a, confidence=-1.0), "expected confidence"),
         (lambda *a: attacks.carlini_wagner_l2(*a, search_steps=0), "expected search_steps"),

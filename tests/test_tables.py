@@ -465,8 +465,10 @@ def test_datasets_are_described_in_their_own_unit():
 def test_accuracy_under_pgd_is_of_images_that_were_right_before_and_after():
     results = {"normal": ONE, "pgd": attack([0, 0], [1, 1])}
     schedules = {"normal": "normal", "pgd": "fast"}
-    found = tables.accuracy(results, schedules, eps=0.1, steps=40, pixel_max=255.0).set_index("model")
-    benign, robust = wilson(4, 5), wilson(1, 5)
+    further = {"normal": [ONE.take(slice(3))], "pgd": [attack([1, 0], [1, 1]), attack([0, 0], [1, 1])]}
+    found = tables.accuracy(results, further, schedules, eps=0.1, steps=40, pixel_max=255.0).set_index("model")
+    left = float((ONE.correct & ~ONE.success)[:3].double().mean())
+    benign, robust, worst = wilson(4, 5), wilson(1, 5), wilson(round(3 * left), 3)
     assert found.loc["normal"].to_dict() == {
         "n": 5,
         "benign_accuracy": 0.8,
@@ -478,8 +480,13 @@ def test_accuracy_under_pgd_is_of_images_that_were_right_before_and_after():
         "eps": 25.5,
         "steps": 40,
         "schedule": "normal",
+        "worst_n": 3,
+        "worst_accuracy": left,
+        "worst_accuracy_low": worst.low,
+        "worst_accuracy_high": worst.high,
     }
     assert (found.loc["pgd", "pgd_accuracy"], found.loc["pgd", "schedule"]) == (1, "fast")
+    assert found.loc["pgd", "worst_accuracy"] == 0.5  # one of the further attacks fooled the first image
 
 
 # The vote

@@ -271,9 +271,12 @@ class Objective:
         spent = torch.full_like(label, count)
         return Descent(margin, gradient.view(-1, count, *x.shape[1:]).sum(1), self.count + spent, spent)
 
-    def ascend(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return margins (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it)."""
-        temperature = torch.ones(len(x), device=x.device)
+    def ascend(self, x: Tensor, label: Tensor, *, smooth: bool = True) -> tuple[Tensor, Tensor]:
+        """Return margins (N,) and the direction (N, C, H, W) that raises the cross-entropy (targeted: lowers it).
+
+        Without `smooth` it is the direction that lowers the margin, which knows the strongest rival alone.
+        """
+        temperature = torch.ones(len(x), device=x.device) if smooth else None
         margin, gradient = self._gradient(x, label, torch.ones_like, temperature, slack=0.0)
         return margin, -gradient
 

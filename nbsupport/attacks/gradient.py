@@ -1,6 +1,8 @@
 """Attacks within a budget in L-inf: FGSM, one step along the sign of the gradient, and PGD, projected ascent."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from nbsupport import checks
 from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image
 from nbsupport.pool import State
 from nbsupport.runtime import PRECISIONS, Precision, frozen
+
+Loss = Literal["cross-entropy", "margin"]
 
 
 def fgsm(
@@ -82,11 +86,13 @@ def pgd_linf(
     step_size: float,
     restarts: int = 1,
     random_start: bool = True,
+    loss: Loss = "cross-entropy",
+    decay: bool = False,
     targets: Tensor | None = None,
     generator: torch.Generator | None = None,
     precision: Precision = "float32",
 ) -> Attack:
-    """Return images within `eps` of `x` in L-inf, found by projected ascent of the cross-entropy.
+    """Return images within `eps` of `x` in L-inf, found by projected ascent of the loss.
 
     All steps are taken also where an earlier one succeeded, as published: the examples lie inside the other class,
     not on its boundary. Of the iterates of all restarts the one of least margin is returned; an image that succeeded
@@ -107,6 +113,11 @@ def pgd_linf(
         Starts tried for an image at most.
     random_start : bool
         Start uniformly within the ball; the offset is drawn once a restart and shared by all images.
+    loss : {"cross-entropy", "margin"}
+        What is ascended: the published cross-entropy, in which all rivals count, or the margin, negated, in which the
+        strongest one does.
+    decay : bool
+        Let the step shrink to 0 along half a cosine, for a start with large steps: 2 `eps` is usual.
     targets : (N,) int64, optional
         Classes to reach.
     generator : torch.Generator, optional
@@ -132,20 +143,23 @@ def pgd_linf(
     checks.number(step_size, name="step_size")
     checks.count(steps, name="steps")
     checks.count(restarts, name="restarts")
+    checks.choice(loss, get_args(Loss), name="loss")
     with frozen(model):
         problem = Problem.of(model, x, y, targets)
         shape = (restarts, *x.shape[1:])
         offsets = (2 * torch.rand(shape, generator=generator) - 1) * eps if random_start else torch.zeros(shape)
         objective, offsets = Objective(problem, precision=precision), offsets.to(problem.x.device)
-        return _ProjectedAscent(objective, offsets=offsets, eps=eps, steps=steps, step_size=step_size).attack()
+        decayed = [(1 + math.cos(math.pi * step / steps)) / 2 if decay else 1.0 for step in range(steps)]
+        sizes, smooth = [step_size * share for share in decayed], loss == "cross-entropy"
+        return _ProjectedAscent(objective, offsets=offsets, eps=eps, sizes=sizes, smooth=smooth).attack()
 
 
 @dataclass(eq=False, kw_only=True)
 class _ProjectedAscent(Search):
     offsets: Tensor  # (restarts, C, H, W)
     eps: float
-    steps: int
-    step_size: float
+    sizes: list[float]  # of the steps of one restart
+    smooth: bool  # ascend the cross-entropy, not the margin
     every: int = 1  # a step of the pool is a whole restart, so all its images are in the same phase
     keep_failures: bool = True
 
@@ -157,15 +171,16 @@ class _ProjectedAscent(Search):
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
         x = (state["x"] + self.offsets[state["restart"]]).clamp(low, high)
         first = late = state["best_margin"]
-        for step in range(self.steps):
-            margin, gradient = self.objective.ascend(x, state["label"])
+        steps = len(self.sizes)
+        for step, size in enumerate(self.sizes):
+            margin, gradient = self.objective.ascend(x, state["label"], smooth=self.smooth)
             self._keep_best(state, x, margin)
             first = margin if step == 0 else first
-            late = state["best_margin"] if step == self.steps - 1 - self.steps // 10 else late
-            x = (x + self.step_size * gradient.sign()).clamp(low, high)
+            late = state["best_margin"] if step == steps - 1 - steps // 10 else late
+            x = (x + size * gradient.sign()).clamp(low, high)
         self._keep_best(state, x, self.objective.margins(x, state["label"]).squeeze(1))
-        state["forwards"] += self.steps + 1
-        state["backwards"] += self.steps
+        state["forwards"] += steps + 1
+        state["backwards"] += steps
         state["restart"] += 1
         gained = late - state["best_margin"] > 0.01 * first.abs()
         state["falling"] = gained & ~across(state["best_margin"])

@@ -100,7 +100,8 @@ def passes(s: Settings, sizes: Sizes) -> dict[str, defaultdict[str, float]]:
             inner = {"benign": 0, "single": 1, "pgd": s.train_steps}[kind]
             training["inner"] += 2 * inner * (sizes.trained - s.validation_n)
             training["inner"] += 2 * s.train_steps * s.validation_n
-    training["inner"] += len(MODELS) * (min(500, 10 * s.n) * search(suite.pgd(s)) + 4 * 100 * 20)  # the accuracy
+    training["PGD"] += len(MODELS) * (s.region_n * search(suite.pgd(s)) + 4 * 100 * 20)  # the accuracy
+    training["PGD"] += min(s.n, s.region_n) * sum(map(search, suite.strongest(s).values()))  # of one model, robust
     for plan in plans:
         for name, (attack, n) in plan.items():
             attacking[name] += n * search(attack)
