@@ -507,17 +507,17 @@ def adaptive_attacks(s: Settings, given: Defended) -> dict[str, tuple[Kernel, di
     """
     seen = tuple(given.x.shape[1:])
     start = {"start": given.start}
-    vote = partial(adaptive.through_vote, radius=s.radius, steps=max(1, s.adaptive_passes // 32), points=16)
+    common: dict[str, Any] = {"precision": s.precision}
+    vote = partial(adaptive.through_vote, radius=s.radius, steps=max(1, s.adaptive_passes // 32), points=16, **common)
     found: dict[str, tuple[Kernel, dict[str, Any]]] = {"EOT-least": (vote, {})}
     for share in (1.0, 0.75):
         found[_at("EOT", share)] = vote, {"budget": share * given.budget, **start}
     for name, offsets in adaptive_views(s, seen).items():
         steps = min(s.ddn_steps, max(1, s.adaptive_passes // (len(offsets) + 10)))
-        options: dict[str, Any] = {"offsets": offsets, "steps": steps, "precision": s.precision}
-        found[f"views-{name}"] = partial(adaptive.through_views, **options), {}
+        found[f"views-{name}"] = partial(adaptive.through_views, offsets=offsets, steps=steps, **common), {}
     rays = min(32, max(4, s.adaptive_passes // 500))
     search: dict[str, Any] = {"directions": directions(s, seen), "magnitudes": s.magnitudes}
-    search |= {"rays": rays, "steps": max(1, s.adaptive_passes // (24 * rays))}
+    search |= {"rays": rays, "steps": max(1, s.adaptive_passes // (24 * rays)), **common}
     if given.detectors:
         past = partial(adaptive.past_detector, detectors=given.detectors, **search)
         strict = given.thresholds[min(TARGETS)].nan_to_num(0.5)  # not known: as a detector is used without one

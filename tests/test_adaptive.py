@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nbsupport import adaptive, attacks, boundary, detector, presets, region, runtime, suite
 from nbsupport.adaptive import descent, goals, surrogate
 from nbsupport.attacks import Attack
+from nbsupport.attacks.engine import Objective
 from nbsupport.detector import Detector
 from nbsupport.models.analytic import Ball, HalfSpace, Wedge
 from nbsupport.suite import Attempt, Defended
@@ -328,6 +329,27 @@ class TestPastDetector:
         equals = [attempts[0], attempts[0]._replace(transfer=False)]
         found = suite.adaptive_warnings(settings, {"normal": wedge}, every, aware, equals)
         assert "transfer beats it" not in set(found.indicator)
+
+    def test_bfloat16_serves_the_images_that_it_resolves_and_never_the_detector(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Images 0 and 4 are said to be resolved: the others are attacked as in float32."""
+        model, judge, x = rugged.Rugged(), judge_of(40), rugged.images(5)
+        seen: dict[str, set[bool]] = {"model": set(), "detector": set()}
+        for name, module in (("model", model), ("detector", judge.network)):
+            answers = seen[name]
+            module.register_forward_pre_hook(lambda *_, told=answers: told.add(torch.is_autocast_enabled("cpu")))
+        rays = boundary.directions(60, 40, negate=False, generator=seeded(1))
+        options: dict[str, Any] = {"directions": rays, "steps": 5, "rays": 3}
+        exact = self.attack(model, x, rays, [judge], **options)
+        assert seen["model"] == {False}
+        monkeypatch.setattr(Objective, "resolved", lambda self, x, label, error: torch.arange(len(x)) % 4 == 0)
+        mixed = self.attack(model, x, rays, [judge], precision="mixed", **options)
+        assert (seen["model"], seen["detector"]) == ({False, True}, {False})
+        apart = (mixed.x_adv - exact.x_adv).flatten(1).abs().amax(1)
+        assert [bool(each > 1e-5) for each in apart] == [True, False, False, False, True]
+        assert (mixed.forwards - exact.forwards).tolist() == [2] * 5
+        torch.testing.assert_close(mixed.rms, exact.rms, rtol=0.05, atol=0)
 
     def test_passes_are_counted(self, many: Tensor) -> None:
         model = Counted(rugged.Rugged())

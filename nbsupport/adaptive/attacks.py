@@ -71,6 +71,7 @@ def through_vote(
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    precision: Precision = "float32",
 ) -> Attack:
     """Return images that lose the vote: expectation over transformation, with fresh random points at every step.
 
@@ -95,6 +96,9 @@ def through_vote(
         Images to start from; None: `x`.
     generator : torch.Generator, optional
         A CPU generator, from which the points are drawn; None: torch's global one.
+    precision : {"float32", "mixed"}
+        "mixed" descends in bfloat16 where an image's gradients survive it (one pass more in each precision tells); the
+        last look is in float32.
 
     Returns
     -------
@@ -116,7 +120,8 @@ def through_vote(
     with frozen(model):
         problem = Problem.of(model, x, y, None)
         lost = Outvoted(problem, radius, points, lead)
-        return descend(problem, [lost], steps=steps, budget=budget, start=start, generator=generator)
+        settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator, "precision": precision}
+        return descend(problem, [lost], steps=steps, **settings)
 
 
 def past_detector(
@@ -138,6 +143,7 @@ def past_detector(
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    precision: Precision = "float32",
 ) -> Attack:
     """Return images that are misclassified and that the detector does not flag; with a `radius`, that lose the vote.
 
@@ -169,7 +175,7 @@ def past_detector(
         Half-width of the hypercube of the vote that is to be lost too; None: the point classifier is to be fooled.
     points, lead
         As of `through_vote`.
-    budget, start, generator
+    budget, start, generator, precision
         As of `through_vote`.
 
     Returns
@@ -202,7 +208,7 @@ def past_detector(
         problem = Problem.of(model, x, y, None)
         fooled = Misclassified(problem) if radius is None else Outvoted(problem, radius, points, lead)
         quiet = Undetected(_rays(problem, directions, magnitudes, rays), detectors, fold, threshold)
-        settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator}
+        settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator, "precision": precision}
         return descend(problem, [fooled, quiet], steps=steps, rule=rule, **settings)
 
 
@@ -221,6 +227,7 @@ def mimic(
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    precision: Precision = "float32",
 ) -> Attack:
     """Return misclassified images around which the boundary is like that around their source: the talk's challenge.
 
@@ -242,7 +249,7 @@ def mimic(
         As of `past_detector`.
     unreached : float
         The distance that stands for a ray without a boundary, [0, 1] units (RMS).
-    budget, start, generator
+    budget, start, generator, precision
         As of `through_vote`; without a budget the image returned is barely misclassified.
 
     Returns
@@ -260,7 +267,7 @@ def mimic(
     with frozen(model):
         problem = Problem.of(model, x, y, None)
         like = Alike(_rays(problem, directions, magnitudes, rays), profile, unreached)
-        settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator}
+        settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator, "precision": precision}
         return descend(problem, [Misclassified(problem), like], steps=steps, rule=rule, **settings)
 
 

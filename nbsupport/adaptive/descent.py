@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Problem, in_batches, per_image
+from nbsupport.attacks.engine import Attack, Objective, Problem, in_batches, per_image
+from nbsupport.runtime import Precision, reduced_precision
 
 Rule = Literal["selective", "orthogonal"]
 RULES = ("selective", "orthogonal")
@@ -40,6 +41,7 @@ def descend(
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    precision: Precision = "float32",
 ) -> Attack:
     """Return images on which all `goals`, one or two, are met: the nearest ones or, within a `budget`, the best.
 
@@ -63,6 +65,9 @@ def descend(
         Where to start, such as at another attack's images; None: at the images themselves.
     generator : torch.Generator, optional
         CPU generator of what the goals draw; None: torch's global one.
+    precision : {"float32", "mixed"}
+        "mixed" descends in bfloat16 where an image's gradients survive it (one pass more in each precision tells); the
+        last look is in float32.
 
     Returns
     -------
@@ -93,16 +98,19 @@ def descend(
     source = torch.default_generator if generator is None else generator
     draws = source.clone_state()
     x_adv, success, falling = x.clone(), torch.zeros_like(problem.correct), torch.zeros_like(problem.correct)
-    for index in in_batches(attacked, max(1, rows // max(forwards, 1))):
-        draws = source.clone_state()  # the same for every batch
-        cap = None if budget is None else budget.to(device)[index].float()
-        origin = None if start is None else start.to(device)[index]
-        search = _descend(problem, goals, index, steps, rule, cap, origin, draws)
-        x_adv[index], success[index], falling[index] = search
+    whole = Objective(problem, precision=precision)
+    for objective, part in whole.by_precision(attacked, math.inf):
+        for index in in_batches(part, max(1, rows // max(forwards, 1))):
+            draws = source.clone_state()  # the same for every batch
+            cap = None if budget is None else budget.to(device)[index].float()
+            origin = None if start is None else start.to(device)[index]
+            search = _descend(problem, goals, index, steps, rule, cap, origin, draws, objective.precision)
+            x_adv[index], success[index], falling[index] = search
     source.set_state(draws.get_state())
     problem.require_finite()
     rms = (x_adv - x).square().flatten(1).mean(1).sqrt()
-    spent = (1 + (steps + 2) * forwards * problem.correct, steps * backwards * problem.correct)
+    told = 2 * (whole.precision == "mixed")  # by a pass in each precision
+    spent = 1 + ((steps + 2) * forwards + told) * problem.correct, (steps * backwards + told) * problem.correct
     return Attack(x_adv, success, problem.correct, rms, *spent, falling)
 
 
@@ -115,6 +123,7 @@ def _descend(
     budget: Tensor | None,
     start: Tensor | None,
     generator: torch.Generator,
+    precision: Precision,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return of the images `index` the result (N, C, H, W), whether it succeeded (N,), whether it was still gaining."""
     x = problem.x[index]
@@ -126,7 +135,7 @@ def _descend(
     late = best_key
     for step in range(steps + 1):
         here = (x + delta).clamp(0, 1).detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), reduced_precision(precision, x.device):
             looks = [goal.look(here, index, generator) for goal in goals]
         values, mets = [value.detach() for value, _ in looks], [met for _, met in looks]
         every = torch.stack(mets).all(0)

@@ -14,6 +14,7 @@ from nbsupport.attacks.engine import Problem, across
 from nbsupport.boundary import Profile, purity
 from nbsupport.detector import PURITIES, Detector
 from nbsupport.labels import margins
+from nbsupport.runtime import reduced_precision
 
 MAGNITUDES = 8  # at which each of two looks along a ray is taken
 _VOTE = 0.05  # temperature of a point of the vote, in margins before the attack
@@ -119,7 +120,8 @@ class Undetected:
     def look(self, x: Tensor, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the logit of "adversarial" beyond that of the threshold (N,), and whether it is below 0."""
         given = self.seen.seen(x, generator, unreached=self.detectors[0].unreached)
-        logits = torch.stack([each.logits(*given).diff(dim=1)[:, 0] for each in self.detectors], 1)
+        with reduced_precision("float32", x.device):  # the detector tells apart what bfloat16 does not
+            logits = torch.stack([each.logits(*given).diff(dim=1)[:, 0] for each in self.detectors], 1)
         beyond = logits.gather(1, self.fold[index, None])[:, 0] - self.logit[index]
         return beyond, beyond.detach() < 0
 

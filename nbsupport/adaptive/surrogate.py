@@ -79,7 +79,7 @@ def intervals(model: nn.Module, x: Tensor, directions: Tensor, magnitudes: Tenso
 def _looks(model: nn.Module, x: Tensor, directions: Tensor, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the classes of the images (N,) and the logits (N * R * M, L) of all points, clipped to [0, 1]."""
     moved = x.flatten(1)[:, None, None] + magnitudes[..., None] * directions[:, None]  # (N, R, M, D)
-    z = forward(model, torch.cat((x, moved.clamp(0, 1).view(-1, *x.shape[1:]))))
+    z = forward(model, torch.cat((x, moved.clamp(0, 1).view(-1, *x.shape[1:])))).to(x.dtype)
     return z[: len(x)].argmax(1), z[len(x) :]
 
 

@@ -206,6 +206,16 @@ class Objective:
         aligned = torch.nn.functional.cosine_similarity(gradient, reduced) > _ALIGNED
         return aligned & (apart < error * margin.abs())
 
+    def by_precision(self, index: Tensor, error: float) -> list[tuple["Objective", Tensor]]:
+        """Return the images `index` in parts, each with the objective in the precision that serves it (`resolved`)."""
+        if self.precision == "float32" or not len(index):
+            return [(self, index)]
+        x, label, rows = self.problem.x, self.problem.label, self.problem.rows()
+        able = torch.cat([self.resolved(x[part], label[part], error) for part in in_batches(index, rows)])
+        if not able.all() and able.sum() < self.problem.rows(self.count) / _PARTS:
+            able.fill_(False)
+        return [(self, index[able]), (replace(self, precision="float32"), index[~able])]
+
     def exact(self, rows: Tensor, x: Tensor, label: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margins (N, V), in float32 for the images `rows` (N,), and the passes (N,) spent on that.
 
@@ -387,7 +397,10 @@ class Search(ABC):
         """
         device, views, attacked = self.problem.x.device, self.objective.count, self.attacked
         rows = self.problem.rows() * (self.batches if device.type == "cpu" else 1)
-        for objective, part in self._by_precision():
+        if self.objective.precision == "mixed":
+            for name in ("forwards", "backwards"):
+                self.kept[name][attacked] += len(PRECISIONS)  # to tell which images it serves
+        for objective, part in self.objective.by_precision(attacked, self.tolerance):
             self.objective, self.attacked = objective, part
             drain(self, len(self.attacked), slots=max(1, rows // views), every=self.every, device=device)
         problem, x_adv = self.problem, self.kept["best"]
@@ -422,20 +435,6 @@ class Search(ABC):
                 better = self._succeeds(longer, index) & ~success[index]
                 x_adv[index] = torch.where(per_image(better), longer, x_adv[index])
                 success[index] |= better
-
-    def _by_precision(self) -> list[tuple[Objective, Tensor]]:
-        """Return the images attacked (A,) in parts, each with the objective in the precision that serves them."""
-        goal, attacked = self.objective, self.attacked
-        if goal.precision == "float32" or not len(attacked):
-            return [(goal, attacked)]
-        x, label = self.problem.x, self.problem.label
-        parts = in_batches(attacked, self.problem.rows())
-        resolved = torch.cat([goal.resolved(x[index], label[index], self.tolerance) for index in parts])
-        for name in ("forwards", "backwards"):
-            self.kept[name][attacked] += 2
-        if not resolved.all() and resolved.sum() < self.problem.rows(self.objective.count) / _PARTS:
-            resolved.fill_(False)
-        return [(goal, attacked[resolved]), (replace(goal, precision="float32"), attacked[~resolved])]
 
 
 def in_batches(index: Tensor, rows: int) -> tuple[Tensor, ...]:

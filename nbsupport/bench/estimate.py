@@ -193,7 +193,7 @@ def measured(s: Settings) -> tuple[Rates, Sizes]:
     rows = runtime.rows_per_batch(model, images.in_shape, device)
     full = max(1, 8 * rows // len(along))  # images whose rays fill the pool
     profile = time("ray", partial(_probe, s, along), len(s.magnitudes) / _LOOKS * len(along), least=full)
-    time("EOT", partial(adaptive.through_vote, radius=s.radius), 32 * _STEPS)
+    time("EOT", partial(adaptive.through_vote, radius=s.radius, precision=s.precision), 32 * _STEPS)
     like = partial(_mimic, s, along, profile)
     subject = subject.first(len(profile))
     time("mimic", like, 24 * 8 * _STEPS)
@@ -219,7 +219,7 @@ def _probe(s: Settings, along: Tensor, model: nn.Module, x: Tensor, y: Tensor, *
 
 def _mimic(s: Settings, along: Tensor, profile: Profile, model: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> Any:
     given: dict[str, Any] = {"directions": along, "magnitudes": s.magnitudes, "rays": 8, "steps": steps}
-    given["generator"] = torch.Generator()
+    given |= {"generator": torch.Generator(), "precision": s.precision}
     return adaptive.mimic(model, x, y, profile.take(slice(len(x))), **given)
 
 
