@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -62,6 +65,25 @@ def sums(
     with torch.no_grad():
         total = scale * model(x).flatten(1).sum(1) + y + (0 if targets is None else targets)
     return Sums(total, torch.rand((), generator=generator).expand(len(x)).contiguous())
+
+
+def whose(
+    model: nn.Module,
+    x: Tensor,
+    rows: Tensor,
+    *,
+    mark: str = "",
+    factor: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Other:
+    """Return (N, 4): process, threads, rows * factor, a random number. Where `mark` is no file, make it and die."""
+    if mark and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    drawn = float(torch.rand((), generator=generator))
+    scaled = rows if factor is None else rows * factor
+    facts = [[os.getpid(), torch.get_num_threads(), float(row), drawn] for row in scaled]
+    return Other(torch.tensor(facts, dtype=torch.float64))
 
 
 def one_row(model: nn.Module, x: Tensor) -> Other:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +21,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from conftest import one_thread
+from kernels_for_keep import Weighted, whose
 from tiny_notebooks import STORE, FakeKernel, write, write_all
 
-from nbsupport import runner, runtime
+from nbsupport import runner, runtime, store
 from nbsupport.runner import Job, StageFailed, sweep
 from nbsupport.runner.sweep import NoCluster, Point
-from nbsupport.store import STAGES, RunInUse, journal, manifest
+from nbsupport.store import STAGES, RunInUse, journal, manifest, workers
 
 GRID = """
 dataset: [digits]
@@ -191,8 +196,8 @@ def test_the_workers_of_this_machine(
     monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", memory * 2**30)
     monkeypatch.setattr(runtime, "best_device", lambda: SimpleNamespace(type=device))
 
-    def cluster(n_workers: int, **options: Any) -> Any:
-        asked.append({"n_workers": n_workers, **options})
+    def cluster(**options: Any) -> Any:
+        asked.append(options)
         return contextlib.nullcontext(SimpleNamespace(adapt=asked[-1].update))
 
     monkeypatch.setattr(distributed, "LocalCluster", cluster)
@@ -255,7 +260,7 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, greeting: bytes | None)
 @pytest.mark.slow
 def test_the_stages_run_there_in_order(planned: Job, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, lines = FakeKernel(), list[str]()
-    monkeypatch.setattr(runner, "execute_stage", lambda job, stage, watch: fake(job, stage))
+    monkeypatch.setattr(runner, "execute_stage", lambda job, stage, **options: fake(job, stage))
     for _ in range(2):
         with sweep.submit(client, [planned]) as (execute,):
             runner.run(planned, lines.append, execute=execute)
@@ -270,7 +275,7 @@ def test_a_failing_stage_stops_its_run_and_no_other(
     other = runner.plan("digits", "smoke", {"n": 7}, folder=tmp_path / "notebooks")
     fake = FakeKernel()
 
-    def execute(given: Job, stage: str, watch: object) -> None:
+    def execute(given: Job, stage: str, **options: object) -> None:
         if given.settings.n != 7 and stage == "02_training":
             raise StageFailed(stage, "ValueError: no", "", "copy")
         fake(given, stage)
@@ -303,10 +308,55 @@ def worker_processes(count: int) -> Iterator[Any]:
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with (
         warnings.catch_warnings(action="ignore"),
-        distributed.LocalCluster(count, **options) as cluster,
+        distributed.LocalCluster(n_workers=count, **options) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [False, True])
+def test_shards_are_shared_by_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -> None:
+    """Equal to what one process computes, also where a worker dies in a shard; only what is missing is asked for."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
+    x, rows = torch.ones(5, 1, 2, 2), torch.arange(5.0)
+    given: dict[str, Any] = {"factor": torch.tensor(3.0), "seed": ("whose",), "shard": 2}
+    with one_thread():
+        here = run.keep("attacks/normal/here", whose, Weighted(), x, rows, **given).value
+    with worker_processes(2) as client, one_thread():
+        monkeypatch.setenv(workers.ADDRESS, client.scheduler.address)
+        given["mark"] = str(tmp_path / "mark") if dies else ""
+        there = run.keep("attacks/normal/there", whose, Weighted(), x, rows, **given).value
+        processes = set(client.run(os.getpid).values())
+    assert torch.equal(here[:, 1:], there[:, 1:])
+    assert here[:, 1:3].tolist() == [[1, 3 * row] for row in range(5)]
+    assert set(here[:, 0].tolist()) == {os.getpid()}
+    assert os.getpid() not in set(there[:, 0].tolist())
+    assert dies or set(there[:, 0].tolist()) <= processes
+    assert not dies or Path(given["mark"]).exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_to_spare_lets_all_compute_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    for module in (sweep, runner):
+        monkeypatch.setattr(module, "STAGES", ("03_attacks",))
+    cell = KEEP.replace("sums", "whose") + "print('kernel', os.getpid(), *kept.value[:, 0].int().tolist())"
+    folder = write_all(tmp_path / "notebooks")
+    write(folder / "03_attacks.ipynb", [cell, STORE.format(stage="03_attacks")])
+    job = runner.plan("digits", "smoke", {}, folder=folder)
+    for count, shared in ((1, False), (2, True)):
+        with worker_processes(count) as client, sweep.submit(client, [job]) as (execute,):
+            runner.run(job, lambda line: None, execute=execute)
+            processes = set(client.run(os.getpid).values())
+        [told] = re.findall("kernel ([0-9 ]+)", (job.run_dir / "notebooks" / "03_attacks.ipynb").read_text())
+        kernel, *computed = map(int, told.split())
+        assert set(computed) <= (processes if shared else {kernel})
+        shutil.rmtree(job.run_dir)
 
 
 KEEP = """

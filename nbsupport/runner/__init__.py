@@ -20,7 +20,7 @@ from nbsupport import checks, presets, store
 from nbsupport.runner import notebooks, report
 from nbsupport.runner.notebooks import StageFailed
 from nbsupport.runner.watch import Watch
-from nbsupport.store import STAGES, Run, manifest
+from nbsupport.store import STAGES, Run, manifest, workers
 
 Folder = str | Path | None
 
@@ -192,8 +192,8 @@ def run(job: Job, echo: report.Echo = print, *, execute: Executor | None = None,
     echo("\n" + report.results(opened))
 
 
-def execute_stage(job: Job, stage: str, *, watch: Watch | None = None) -> None:
-    """Run the notebook of `stage` in a kernel of this process, under `watch`.
+def execute_stage(job: Job, stage: str, *, watch: Watch | None = None, scheduler: str | None = None) -> None:
+    """Run the notebook of `stage` in a kernel of this process, under `watch`; its shards at `scheduler`, if given.
 
     Raises StageFailed unless the notebook records its outputs, and CancelledError as `notebooks.execute`.
     """
@@ -203,8 +203,10 @@ def execute_stage(job: Job, stage: str, *, watch: Watch | None = None) -> None:
         opened.warn(stage, [f"the executed notebook was edited since; it is kept as {kept}"])
     opened.journal.append(stage=stage, event="begun")
     try:
-        source, threads = job.notebooks / f"{stage}.ipynb", manifest.read(opened.dir).get("threads")
-        notebooks.execute(source, copy, job.parameters(), cwd=job.cwd, threads=threads, watch=watch)
+        source, own = job.notebooks / f"{stage}.ipynb", {} if scheduler is None else {workers.ADDRESS: scheduler}
+        if threads := manifest.read(opened.dir).get("threads"):
+            own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        notebooks.execute(source, copy, job.parameters(), cwd=job.cwd, environment=own, watch=watch)
         state = opened.state(stage)
         if state.name != "complete":
             missing = ", ".join(state.faults) or "it did not record any (Run.finish)"

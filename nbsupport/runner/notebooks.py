@@ -70,15 +70,15 @@ def execute(
     parameters: Mapping[str, Any],
     *,
     cwd: Path,
-    threads: int | None = None,
+    environment: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Run the notebook `source` with `parameters` in the folder `cwd` and store the executed copy in `target`.
 
     While it runs, the copy so far lies beside `target` as `.NAME.running.ipynb` and the kernel's own output as
-    `.NAME.log`; `target` appears when it ends, also when a cell failed. Every library in the kernel computes on so many
-    `threads`, by default on what its environment says. Raises StageFailed, also where `watch` gives the kernel up, and
-    CancelledError where that was cancelled.
+    `.NAME.log`; `target` appears when it ends, also when a cell failed. What `environment` sets, the kernel has beside
+    the variables of this process. Raises StageFailed, also where `watch` gives the kernel up, and CancelledError where
+    that was cancelled.
     """
     import papermill
 
@@ -92,7 +92,10 @@ def execute(
             for logger in map(logging.getLogger, ("papermill", "traitlets", "nbclient", "asyncio")):
                 stack.callback(logger.setLevel, logger.level)
                 logger.setLevel(logging.CRITICAL)  # Jupyter's log is not for the user of the command line
-            options = {"kernel_manager_class": _kernel_manager(log, cwd, threads, watch), "progress_bar": False}
+            options = {
+                "kernel_manager_class": _kernel_manager(log, cwd, environment or {}, watch),
+                "progress_bar": False,
+            }
             options |= {"autosave_cell_every": 2, "start_timeout": 120, "parameters": dict(parameters)}
             papermill.execute_notebook(str(source), str(running), **options)
     except papermill.PapermillExecutionError as error:
@@ -113,10 +116,10 @@ def execute(
             running.replace(target)
 
 
-def _kernel_manager(log: BinaryIO, cwd: Path, threads: int | None, watch: Watch) -> type:
+def _kernel_manager(log: BinaryIO, cwd: Path, given: Mapping[str, str], watch: Watch) -> type:
     """Return a class of kernels of this interpreter, whichever kernels are installed under its name.
 
-    They start in `cwd`, find this package also where it is not installed, compute on so many `threads`, and write to
+    They start in `cwd` with the `given` environment, find this package also where it is not installed, and write to
     `log` what would otherwise disturb the terminal. They end within a second of this process, however that ends
     (ipykernel looks for its parent), or when `watch` gives them up, and talk to it encrypted.
     """
@@ -126,9 +129,7 @@ def _kernel_manager(log: BinaryIO, cwd: Path, threads: int | None, watch: Watch)
 
     package_root = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": search_path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    if threads is not None:
-        own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    own = {"PYTHONPATH": search_path, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **given}
 
     class OwnKernel(AsyncKernelManager):
         @property

@@ -184,8 +184,8 @@ def local(runs: int, echo: report.Echo = print) -> Iterator[Any]:
                 why = "nothing would run beside them"
             else:
                 options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
-                made = distributed.LocalCluster(workers, memory_limit=memory // workers, **options)
-                cluster = stack.enter_context(made)
+                options |= {"n_workers": workers, "memory_limit": memory // workers}
+                cluster = stack.enter_context(distributed.LocalCluster(**options))
                 cluster.adapt(minimum=workers, maximum=workers)  # one whose nanny gave up is replaced
                 client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
                 share = f"{memory / workers / 2**30:.1f} GB of memory"
@@ -199,15 +199,17 @@ def local(runs: int, echo: report.Echo = print) -> Iterator[Any]:
 def submit(client: Any, jobs: Sequence[Job]) -> Iterator[Sequence[Executor | None]]:
     """Yield, for each of `jobs`, what waits for one of its stages, for `runner.run`; without a `client`, None.
 
-    All stages are submitted, each depending on the one before. What is still to do when the block ends is cancelled,
-    what runs is stopped, and the folders are let go.
+    All stages are submitted, each depending on the one before. With more workers than jobs, the shards of a stage are
+    computed by all of them. What is still to do when the block ends is cancelled, what runs is stopped, and the folders
+    are let go.
     """
     if client is None:
         yield [None] * len(jobs)
         return
     for job in jobs:
         job.open()  # here, so that no two processes make the folder at once, and the threads are those of this machine
-    chains = [_chain(client, job, priority=-number) for number, job in enumerate(jobs)]
+    shared = len(jobs) < len(client.nthreads())
+    chains = [_chain(client, job, priority=-number, shared=shared) for number, job in enumerate(jobs)]
     try:
         yield [functools.partial(_wait, client, chain) for chain in chains]
     finally:
@@ -219,12 +221,12 @@ def submit(client: Any, jobs: Sequence[Job]) -> Iterator[Sequence[Executor | Non
                 pass  # the worker has let go
 
 
-def _chain(client: Any, job: Job, *, priority: int) -> dict[str, Any]:
+def _chain(client: Any, job: Job, *, priority: int, shared: bool) -> dict[str, Any]:
     """Return a future for each stage of `job`; where workers are few, those of the highest priority come first."""
     futures: dict[str, Any] = {}
     previous = None
     for stage in STAGES:
-        previous = futures[stage] = client.submit(_stage, job, stage, previous, pure=False, priority=priority)
+        previous = futures[stage] = client.submit(_stage, job, stage, previous, shared, pure=False, priority=priority)
     return futures
 
 
@@ -243,12 +245,20 @@ def _wait(client: Any, futures: Mapping[str, Any], job: Job, stage: str) -> None
         raise ConnectionError("the dask scheduler is gone") from None
 
 
-def _stage(job: Job, stage: str, previous: None) -> None:
-    """Run `stage` on a worker unless it is complete; the argument `previous` only puts the stages in order."""
-    opened = job.open()
+def _stage(job: Job, stage: str, previous: None, shared: bool) -> None:
+    """Run `stage` on a worker unless it is complete; the argument `previous` only puts the stages in order.
+
+    If its shards are `shared` by all workers, this one takes others while the stage waits for them.
+    """
+    import distributed
+
+    opened, watch, scheduler = job.open(), _watch(), None
+    if shared:
+        scheduler = distributed.get_worker().scheduler.address
+        distributed.secede()
     with opened.lock():
         if opened.state(stage).name != "complete":
-            runner.execute_stage(job, stage, watch=_watch())
+            runner.execute_stage(job, stage, watch=watch, scheduler=scheduler)
 
 
 def _watch() -> Watch:

@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ def computed(
     path: Path,
     total: int,
     shard: int,
-    compute: Callable[[int, int], tuple[Any, Mapping[str, Tensor]]],
+    compute: Callable[[Sequence[slice]], Iterator[tuple[Any, Mapping[str, Tensor]]]],
     made_from: Mapping[str, str],
     report: Callable[..., None],
 ) -> Stored:
@@ -203,8 +203,8 @@ def computed(
     shard : int
         Rows of one shard. It must not depend on the number of workers, so that results repeat.
     compute : callable
-        `compute(start, stop)` returns a Record and what else is stored beside it, tensors of `stop - start` rows each
-        (with a single shard, of any number of rows). It is called in order, and must not depend on which shards were
+        `compute(shards)` yields, for each of these slices in order, a Record and what else is stored beside it: tensors
+        of so many rows each (with a single shard, of any number of rows). It must not depend on which shards were
         computed before.
     made_from : mapping
         As `parts` returns it.
@@ -252,15 +252,20 @@ def computed(
     signed = {"made_from": json.dumps(made_from)}
     parts: list[dict[str, Tensor]] = []
     spent, computing, record = 0.0, False, ""
-    for number, start in enumerate(range(0, total, shard)):
-        stop = min(start + shard, total)
-        file = folder / f"{number:05d}.safetensors"
-        part = stored(file, start, stop)
+    shards = {
+        folder / f"{number:05d}.safetensors": slice(start, min(start + shard, total))
+        for number, start in enumerate(range(0, total, shard))
+    }
+    found = {file: stored(file, rows.start, rows.stop) for file, rows in shards.items()}
+    results = compute([rows for file, rows in shards.items() if found[file] is None])
+    for file, rows in shards.items():
+        start, stop = rows.start, rows.stop
+        part = found.pop(file)
         if part is None:
             if not computing:
                 report(start, event="resumed" if start else "started", **_so_far(parts))
             computing, began = True, time.monotonic()
-            result, beside = compute(start, stop)
+            result, beside = next(results)
             tensors = {name: tensor.detach().cpu() for name, tensor in {**beside, **result.tensors()}.items()}
             for label, tensor in tensors.items() if shard < total else ():
                 if tensor.ndim == 0 or len(tensor) != stop - start:

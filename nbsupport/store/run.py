@@ -11,13 +11,13 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbsupport import files, presets
 from nbsupport.files import DamagedArtifact
-from nbsupport.store import kept, manifest
+from nbsupport.store import kept, manifest, workers
 from nbsupport.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Run:
         Returns
         -------
         Record
-            What the kernel returns for all N images, on the CPU.
+            What the kernel returns for all N images, on the CPU. See `workers.results` for where it is computed.
 
         Raises
         ------
@@ -198,8 +198,6 @@ class Run:
         """
         import torch
 
-        from nbsupport import runtime
-
         positions = torch.arange(len(x)) if index is None else index
         named = dict(zip(_names(kernel)[2:], rows, strict=False))
         by_image = {"index": positions, **named, **(each or {})}
@@ -207,17 +205,15 @@ class Run:
             if len(value) != len(x):
                 raise ValueError(f"expected {label} with one row for each of {len(x)} images, got {len(value)}")
 
-        @functools.cache
-        def whole() -> dict[str, Any]:  # a thousand directions of 3 x 224 x 224 are .6 GB: not moved for every shard
-            device = runtime.device_of(model, x)
-            return {label: v.to(device) if isinstance(v, torch.Tensor) else v for label, v in settings.items()}
+        purpose = (self.settings.seed, *seed) if seed is not None and "generator" in _names(kernel) else None
+        work = workers.Work(kernel, model, settings, purpose)
 
-        def compute(start: int, stop: int) -> tuple[Any, dict[str, Tensor]]:
-            cut = {label: _cut(value, slice(start, stop)) for label, value in {"x": x, **by_image}.items()}
-            options = {**{label: cut[label] for label in each or {}}, **whole(), **self._generator(kernel, seed)}
-            result = kernel(model, cut["x"], *(cut[label] for label in named), **options)
+        def compute(parts: Sequence[slice]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+            cuts = [{label: _cut(value, part) for label, value in {"x": x, **by_image}.items()} for part in parts]
+            shards = [([cut[n] for n in ("x", *named)], {n: cut[n] for n in each or {}}) for cut in cuts]
             beside = ("index", "x", *(label for label in named if isinstance(named[label], torch.Tensor)))
-            return result, {label: cut[label] for label in beside}
+            for cut, result in zip(cuts, workers.results(work, shards), strict=True):
+                yield result, {label: cut[label] for label in beside}
 
         size = self._shard(name, model, tuple(x.shape[1:]), shard)
         made_from = self._parts(kernel, {"model": model, "x": x, **by_image, **settings}, seed)
@@ -231,7 +227,7 @@ class Run:
         device. A function that takes `progress` is given one, which reports to the journal.
         """
         made_from, options, made = self._piece(name, function, inputs, seed, settings)
-        return self._computed(name, 1, 1, lambda start, stop: (made(), {}), made_from, self._unless_told(name, options))
+        return self._computed(name, 1, 1, lambda _: iter([(made(), {})]), made_from, self._unless_told(name, options))
 
     def keep_results(
         self, names: Sequence[str], function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any
@@ -246,7 +242,7 @@ class Run:
                 name,
                 1,
                 1,
-                lambda start, stop, place=place: (made()[place], {}),
+                lambda _, place=place: iter([(made()[place], {})]),
                 made_from,
                 self._unless_told(name, options),
             )
