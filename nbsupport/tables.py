@@ -45,11 +45,30 @@ def _with_interval(*names: str) -> tuple[str, ...]:
 
 
 KEY = ["model", "examples", "index"]
-IMAGES = (
-    *(*KEY, "y", "correct", "success", "rms", "point", "vote", "votes_for_true", "p_lower", "abstain"),
-    *("median_distance", "reached_share", "share_below_region_line", "purity_1", "purity_2", "purity_3"),
-    *("detector_part", "detector_score", "detector_threshold", "converged"),
-)
+IMAGES = {  # the columns of images.csv, and what they hold
+    "model": "normal or pgd: the model that the row is about",
+    "examples": "benign, an attack, mimic, or a control: noise, errors",
+    "index": "position in the test set, from 0",
+    "y": "true class",
+    "correct": "the model was right before the attack; others were not attacked",
+    "success": "the attack succeeded, re-checked on the image that it returned",
+    "rms": "root mean square of the perturbation, in the unit of the data set",
+    "point": "class that the model gives the image",
+    "vote": "class that most points of the hypercube have",
+    "votes_for_true": "points of the vote that have the true class; a vote ends once it is decided",
+    "p_lower": "lower end of the 99.9 % interval of the winner's share of the hypercube",
+    "abstain": "the winner does not lead the runner-up significantly (binomial test, p > .001)",
+    "median_distance": "median over the rays, in the unit of the data set; inf: half of them meet no boundary",
+    "reached_share": "part of the rays that meet a boundary within the grid",
+    "share_below_region_line": "part of the rays that meet one before the mean distance of a point of the vote",
+    "purity_1": "part of all crossings that leads to the most frequent class",
+    "purity_2": "that leads to one of the two most frequent",
+    "purity_3": "that leads to one of the three most frequent",
+    "detector_part": "fold of the image, whose detector has not seen it",
+    "detector_score": "that detector's probability of adversarial",
+    "detector_threshold": "the score from which it flags, at 5 % false positives",
+    "converged": "the search was no longer gaining when it ended, nor was its constant at a bound",
+}
 _KINDS = {
     "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
     "boolean": ("correct", "success", "abstain", "converged"),

@@ -294,7 +294,7 @@ def test_mimics_have_their_rows_in_images(half: HalfSpace, given: Defended) -> N
     vote = region.classify(half, found.x_adv, radius=0.1, samples=20, generator=seeded())
     profile = boundary.probe(half, found.x_adv[found.success], suite.directions(S, IN_SHAPE), S.magnitudes)
     frame = tables.mimicked("pgd", given, found, said, vote, profile, radius=0.1, pixel_max=255)
-    assert tuple(frame.columns) == tables.IMAGES
+    assert tuple(frame.columns) == tuple(tables.IMAGES)
     assert frame["index"].tolist() == given.index.tolist()
     assert set(frame.model) == {"pgd"}
     assert set(frame.examples) == {"mimic"}

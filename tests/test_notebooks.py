@@ -31,7 +31,7 @@ TABLES = {
     "boundary": tables.BOUNDARY,
     "detector": tables.DETECTOR,
     "claims": claims.COLUMNS,
-    "images": tables.IMAGES,
+    "images": tuple(tables.IMAGES),
     "stability": tables.STABILITY,
     "geometry": tables.GEOMETRY,
     "triple": ("model", "examples", "n", "difference", "difference_low", "difference_high", "verdict"),

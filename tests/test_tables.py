@@ -290,7 +290,7 @@ def all_images():
 
 def test_images_joins_on_model_examples_and_index():
     found = tables.images(*all_images())
-    assert tuple(found) == tables.IMAGES
+    assert tuple(found) == tuple(tables.IMAGES)
     assert len(found) == 10
     pgd = found[found.examples == "PGD"].set_index("index")
     assert pgd.median_distance.dropna().to_dict() == pytest.approx({1: 0.1, 3: 0.1})
