@@ -258,6 +258,28 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, greeting: bytes | None)
 
 
 @pytest.mark.slow
+def test_a_scheduler_that_dies_is_named_as_the_error_of_every_run(planned: Job) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as scheduler:
+        try:
+            assert scheduler.stderr is not None
+            address = next(found[0] for line in scheduler.stderr if (found := re.findall("tcp://[^ ]+:[0-9]+", line)))
+
+            def told(text: str) -> None:
+                if "stage 1/7" in text:  # it waits for a worker
+                    scheduler.kill()
+
+            with sweep.connect(address, told) as client:
+                [point] = sweep.run([Point(planned, {})], told, client=client)
+        finally:
+            scheduler.kill()
+    assert point.error == "the dask scheduler is gone"
+    with planned.open().lock():
+        pass  # nobody holds it
+
+
+@pytest.mark.slow
 def test_the_stages_run_there_in_order(planned: Job, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, lines = FakeKernel(), list[str]()
     monkeypatch.setattr(runner, "execute_stage", lambda job, stage, **options: fake(job, stage))

@@ -142,6 +142,7 @@ def connect(address: str | None, echo: report.Echo = print) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         why = str(error) or f"no word in {_PATIENCE} seconds"
         raise NoCluster(f"no dask scheduler answers at {address}: {why}") from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost connection is told by `_wait`
     with client:
         if not client.nthreads():
             echo(f"the scheduler at {address} has no worker yet: waiting for one")
