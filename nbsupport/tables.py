@@ -760,7 +760,11 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
         shown = shown.pivot(index=keys, columns=by, values=[name for name in shown if name not in (*keys, by)])
         shown = shown.loc[order].fillna("")
     style = shown.style.set_table_styles([{"selector": "td, th", "props": "text-align: right; white-space: nowrap"}])
-    return style if by is not None else style.hide(axis="index")
+    if by is not None:
+        return style
+    words = [name for name in shown if not pd.api.types.is_numeric_dtype(frame[name])]
+    left = {name: [{"selector": "td, th", "props": "text-align: left"}] for name in words}
+    return style.set_table_styles(left, overwrite=False).hide(axis="index")  # type: ignore[arg-type]
 
 
 def latex(frame: pd.DataFrame) -> str:

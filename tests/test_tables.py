@@ -899,6 +899,8 @@ def test_a_table_is_shown_with_intervals_in_the_cells():
         ["pgd", "FGSM", "95", "", ""],
     ]
     assert read(tables.show(RATES, columns=["attack", "success_rate"]))[0] == ["attack", "success_rate"]
+    left = re.findall(r"td\.col(\d) \{\s*text-align: left", tables.show(RATES).to_html())
+    assert left == ["0", "1"]  # words; numbers are to the right
 
 
 def test_a_table_is_pivoted_by_model():
