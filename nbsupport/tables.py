@@ -50,6 +50,7 @@ IMAGES = (
     *("median_distance", "reached_share", "share_below_region_line", "purity_1", "purity_2", "purity_3"),
     *("detector_part", "detector_score", "detector_threshold", "converged"),
 )
+_BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of `evasion_cost`
 _KINDS = {
     "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
     "boolean": ("correct", "success", "abstain", "converged"),
@@ -657,19 +658,17 @@ def triple_differences(found: Mapping[Keys, Geometry], positions: Tensors) -> pd
     return pd.DataFrame(rows, columns=[*names])
 
 
-def evasion_cost(
-    attempts: Sequence[Attempt], every: Mapping[str, Defended], budgets: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0)
-) -> pd.DataFrame:
+def evasion_cost(attempts: Sequence[Attempt], every: Mapping[str, Defended]) -> pd.DataFrame:
     """Return adaptive_cost.csv, columns `COST`: success of the nearest version of each image, by kind of attack.
 
-    `budgets` are multiples of each image's own budget.
+    The column `budgets` holds multiples of each image's own budget.
     """
     rows = []
     for model, given in every.items():
         own = [attempt for attempt in attempts if attempt.model == model]
         for (defence, fpr), kinds in least_rms(own, len(given.index)).items():
             for kind, least in kinds.items():
-                for budget in budgets:
+                for budget in _BUDGETS:
                     rate = share(least <= given.budget * budget * (1 + 1e-4))
                     rows.append((model, defence, fpr, kind, budget, rate.n, *_cells(rate)))
     return pd.DataFrame(rows, columns=[*COST])

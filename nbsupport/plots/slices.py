@@ -69,7 +69,6 @@ def slice_figure(
     votes: Mapping[str, Rate] | None = None,
     axes: tuple[str, str] = ("change by the attack", "random direction"),
     pixel_max: float = 1.0,
-    title: str = "Which class fills the hypercubes?",
 ) -> Figure:
     """Return a 2-D slice through an image: the class regions, marked points, outlines of hypercubes, and views.
 
@@ -100,8 +99,6 @@ def slice_figure(
         What the two directions are; the unit (RMS, or the value of the one pixel that changes) is added.
     pixel_max
         The axes are in units of [0, pixel_max].
-    title
-        Above the slice.
 
     Raises
     ------
@@ -146,7 +143,8 @@ def slice_figure(
             label += f"\ntrue class: {style.percent(votes[name])} of n={votes[name].n} votes"
         handles.append(Line2D([], [], color=colour, linewidth=2, label=label))
     names = [f"{text}, {kind} ({style.unit(pixel_max)})" for text, kind in zip(axes, kinds, strict=True)]
-    ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal" if kinds[0] == kinds[1] else "auto")
+    ax.set(xlabel=names[0], ylabel=names[1], aspect="equal" if kinds[0] == kinds[1] else "auto")
+    ax.set_title("Which class fills the hypercubes?")
     text = f"outlines: the slice through hypercubes\nof radius {radius * pixel_max:.3g}"
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.555, 0.95), "frameon": False, "title": text}
     look |= {"alignment": "left", "columnspacing": 1.0, "handlelength": 1.6}
