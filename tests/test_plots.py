@@ -142,7 +142,8 @@ def instance(**changes: Any) -> Figure:
 
 
 def a_slice(**changes: Any) -> Figure:
-    plane: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "u": PIXELS[0], "v": PIXELS[1]}
+    plane: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "u": 6 * PIXELS[0]}
+    plane |= {"v": 6 * PIXELS[1]}  # RMS 1, as those of `boundary.plane`
     plane |= {"points": {"FGSM": (0.1, 0.2)}}
     plane |= {name: changes.pop(name) for name in plane.keys() & changes.keys()}
     return plots.slice_figure(Slice(**plane), **{"radius": 0.15, "classes": CLASSES, **changes})
@@ -207,7 +208,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "accuracy_curve": accuracy,
     "distortion": lambda: plots.distortion_distribution({"normal": {"FGSM": [0.1, 0.3, 0.2]}, "pgd": {"PGD": []}}),
     "slice": a_slice,
-    "slice_plane": lambda: a_slice(u=PLANE[0], v=2 * PLANE[1], points={}, pixel_max=255),
+    "slice_plane": lambda: a_slice(u=PLANE[0], v=PLANE[1], points={}, pixel_max=255),
     "region_accuracy": lambda: plots.region_accuracy(region_table()),
     "distance_curves": lambda: plots.distance_curves(DISTANCES, last=0.6, bootstrap=20, pixel_max=255),
     "distance_curves_one": lambda: plots.distance_curves({"normal": DISTANCES["normal"]}, last=0.6),
@@ -446,10 +447,10 @@ def test_slice_shows_regions_outline_and_points_in_the_units_of_the_set() -> Non
     np.testing.assert_array_equal(ax.images[0].get_array(), REGIONS)
     assert ax.images[0].get_extent() == pytest.approx([-255 * 0.5125, 255 * 0.5125] * 2)
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
-    assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15)
+    assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15 / 6)
     np.testing.assert_allclose(np.ravel(ax.lines[1].get_data()), [25.5, 51.0])
     assert same_color(ax.lines[1].get_color(), plots.EXAMPLES["FGSM"])
-    assert ax.get_xlabel() == "change by the attack, change (pixels in [0, 255])"
+    assert ax.get_xlabel() == "change by the attack, RMS (pixels in [0, 255])"
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend == ["airplane", "automobile", "benign", "FGSM", "around benign"]
     assert "hypercube around" not in texts(a_slice(around=[]))
@@ -467,13 +468,12 @@ def test_the_boundary_of_a_slice_is_a_line_and_the_true_class_grey() -> None:
     assert same_color(patches[0].get_facecolor(), style.blend(style.CLASSES[0], 1.0, 0.45))
 
 
-def test_slice_centres_the_outline_on_the_named_point_and_scales_to_rms() -> None:
-    fig = a_slice(u=PLANE[0], v=2 * PLANE[1])
+def test_slice_centres_the_outline_on_the_named_point() -> None:
+    fig = a_slice(u=PLANE[0], v=PLANE[1])
     ax = fig.axes[0]
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
-    corners = plots.hypercube_outline(PLANE[0], 2 * PLANE[1], 0.15) + np.array([0.1, 0.2])
-    scale = [torch.linalg.norm(row).item() / 6 for row in (PLANE[0], 2 * PLANE[1])]
-    np.testing.assert_allclose(outline.get_xy()[:-1], corners * scale)
+    corners = plots.hypercube_outline(PLANE[0], PLANE[1], 0.15) + np.array([0.1, 0.2])
+    np.testing.assert_allclose(outline.get_xy()[:-1], corners)
     assert "RMS (pixels in [0, 1])" in ax.get_ylabel()
 
 
@@ -715,7 +715,6 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "radius": (lambda: a_slice(radius=0.0), "expected radius above 0"),
     "direction": (lambda: a_slice(v=PIXELS[1, :5]), r"direction_b of shape \(36,\), got \(5,\)"),
     "grid": (lambda: a_slice(labels=REGIONS[:-1]), r"labels of shape \(41, 41\), got \(40, 41\)"),
-    "offsets": (lambda: a_slice(across=OFFSETS[::-1]), "across as two or more ascending values"),
     "points": (lambda: a_slice(points={"FGSM": (1, 2, 3)}), r"point FGSM of shape \(2,\), got \(3,\)"),
     "around": (lambda: a_slice(around=["PGD"]), "every name in around among the points FGSM, got 'PGD'"),
     "region table": (lambda: plots.region_accuracy(region_table().drop(columns="n")), "region table .* missing: n$"),
