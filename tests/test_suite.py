@@ -46,6 +46,8 @@ def attack(
         rms=torch.arange(n).float(),
         forwards=ones,
         backwards=ones,
+        falling=ones == 0,
+        at_bound=ones == 0,
     )
 
 

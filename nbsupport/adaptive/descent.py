@@ -111,7 +111,7 @@ def descend(
     rms = (x_adv - x).square().flatten(1).mean(1).sqrt()
     told = 2 * (whole.precision == "mixed")  # by a pass in each precision
     spent = 1 + ((steps + 2) * forwards + told) * problem.correct, (steps * backwards + told) * problem.correct
-    return Attack(x_adv, success, problem.correct, rms, *spent, falling)
+    return Attack(x_adv, success, problem.correct, rms, *spent, falling, torch.zeros_like(falling))
 
 
 def _descend(

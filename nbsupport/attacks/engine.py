@@ -34,7 +34,6 @@ _ALIGNED = 0.99
 # one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of 192;
 # `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
 _PARTS = 8
-_NOWHERE = torch.zeros((), dtype=torch.bool)
 # Of the images: more than this, and more than one, cannot be ties within rounding, on which attacks of other batches
 # or precisions see another label.
 _TIES = 0.01
@@ -76,13 +75,8 @@ class Attack(Record):
     rms: Tensor
     forwards: Tensor
     backwards: Tensor
-    falling: Tensor = _NOWHERE
-    at_bound: Tensor = _NOWHERE
-
-    def __post_init__(self) -> None:
-        for name in ("falling", "at_bound"):
-            evidence = getattr(self, name).to(self.success.device).expand_as(self.success)
-            object.__setattr__(self, name, evidence.contiguous())
+    falling: Tensor
+    at_bound: Tensor
 
 
 @dataclass(frozen=True)
