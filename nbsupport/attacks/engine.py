@@ -441,6 +441,12 @@ def per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
+def length(x: Tensor) -> Tensor:
+    """Return the L2 norms (N,) of images, never 0."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.clamp(min=1e-12)
+
+
 def shorten(state: State, objective: Objective, confidence: float) -> Tensor:
     """Shorten the perturbations of `best` by bisection while they succeed; return the shares (N,) that are left.
 
