@@ -718,7 +718,7 @@ def cell(frame: pd.DataFrame, column: str, **row: Any) -> str:
         frame = frame[frame[name] == value]
     if len(frame) > 1:
         raise ValueError(f"expected {row} to name one row, got {len(frame)}; name it by more columns")
-    return (_texts(frame, column) or [""])[0] or "not measured"
+    return (in_words(frame, column) or [""])[0] or "not measured"
 
 
 def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] = ()) -> Styler:
@@ -733,7 +733,7 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
     columns
         The columns to show, in this order; empty: all.
     """
-    shown = _in_words(frame, columns)
+    shown = _texts(frame, columns)
     if by is not None:
         keys = [name for name in shown if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
         order = shown.set_index(keys).index.unique()
@@ -745,19 +745,19 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
 
 def latex(frame: pd.DataFrame) -> str:
     """Return `frame` as a LaTeX table for the package booktabs, with the cells of `show`."""
-    style = _in_words(frame).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    style = _texts(frame).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     return str(style.to_latex(hrules=True))
 
 
-def _in_words(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+def _texts(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Return the `columns` of `frame` (empty: all) as texts, those of an interval within the cells of its value."""
     ends = {end for pair in _interval_columns(frame).values() for end in pair}
-    text = {name: _texts(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
+    text = {name: in_words(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
     return pd.DataFrame(text, columns=list(text))
 
 
-def _texts(frame: pd.DataFrame, name: str) -> list[str]:
-    """Return the cells of a column, each with its interval."""
+def in_words(frame: pd.DataFrame, name: str) -> list[str]:
+    """Return the cells of a column, each with its interval, such as "98 % [97, 99]"; empty where not measured."""
     measured = name.removesuffix("_reference")
     percent = measured.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
     ends = _interval_columns(frame).get(name, ())
