@@ -28,13 +28,13 @@ CONTROLS = ("noise", "errors")  # benign images that a detector should not call 
 MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _PARALLEL = 0.9999  # cosine of directions that span no plane
-_SQUARE = 4  # the side of the square of `distorted` is this part of the image's
+_SQUARE = 4  # the side of the square of `distorted` is 1 / _SQUARE of the image's
 _FAR, _HALVINGS = 1e3, 40  # the longest step of `moved`, and how often the interval of its length is halved
 INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
-_MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
+_MISSED = 0.05  # share of the images on which only attacks that do not know the defence succeed; above it we warn
 _SHARES = (1.0, 0.75, 1.5)  # budgets of attacks, in budgets of the image
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
@@ -131,7 +131,10 @@ def pgd(s: Settings, *, budget: float = 1.0) -> Kernel:
 
 
 def strongest(s: Settings) -> dict[str, Kernel]:
-    """Return attacks within the run's eps that leave less than PGD: on either loss, longer, with several starts."""
+    """Return attacks within the run's eps under which fewer images stay right than under PGD.
+
+    On either loss, longer, with several starts.
+    """
     options: dict[str, Any] = {"eps": s.eps, "steps": 5 * s.pgd_steps, "step_size": 2 * s.eps, "restarts": 5}
     options |= {"precision": s.precision, "decay": True}
     return {loss: partial(kernels.pgd_linf, loss=loss, **options) for loss in ("cross-entropy", "margin")}

@@ -619,7 +619,7 @@ def mimicked(
     attack: Attack,
     judged: Judged,
     vote: Vote,
-    profile: Profile,
+    profile: Profile | None,
     *,
     radius: float,
     pixel_max: float,

@@ -30,9 +30,9 @@ _STRETCHES = (1.001, 1.01, 1.1, 2.0)  # of a perturbation that the last check de
 # precision loses is the direction: with 200 steps of ddn the RMS was larger by .1 to .3 % where the cosine was .996
 # (resnet20), .6 % at .989, 3.1 % at .948, and up to 30-fold where it was negative, whatever the error of the margin.
 _ALIGNED = 0.99
-# What is searched in bfloat16 beside a part in float32 must fill this part of a batch, or two searches take longer than
-# one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of 192;
-# `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
+# What is searched in bfloat16 beside a part in float32 must fill at least 1 / _PARTS of a batch, or two searches take
+# longer than one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of
+# 192; `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
 _PARTS = 8
 # Of the images: more than this, and more than one, cannot be ties within rounding, on which attacks of other batches
 # or precisions see another label.

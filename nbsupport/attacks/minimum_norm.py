@@ -103,7 +103,7 @@ def carlini_wagner_l2(
 
 @dataclass(eq=False, kw_only=True)
 class PenaltySearch(Search):
-    """Minimise `||x' - x||^2 / distance_scale + c sum_i max(gap_i, -confidence)` over one or many views i.
+    """Minimise `||x' - x||^2 / distance_scale + c sum_i max(margin_i, -confidence)` over one or many views i.
 
     x' = (tanh(w) + 1) / 2. For every image c grows tenfold until the first success and is bisected from then on; w
     and Adam's moments restart with every c. At every tenth of the steps an image whose loss is above .9999 of the

@@ -166,7 +166,7 @@ class Follower:
 def results(run: Run, *, where: bool = True) -> str:
     """Return the end of a run: the attacks, a line for each claim, the worst warnings, and `where` to look next.
 
-    Of the attacks and models of the notebooks it makes about 45 lines, of at most 120 columns each but for paths.
+    With the notebooks' attacks this is about 45 lines of at most 120 columns; only paths may be longer.
     """
     told = {"claims": _claims, "warnings": _warnings}
     kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}

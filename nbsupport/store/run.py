@@ -182,7 +182,8 @@ class Run:
             What the random numbers are for: a kernel that takes a `generator` is given the one that the run's seed and
             this purpose name, the same for every shard, so that all images share its draws. None: it is given none.
         shard : int, optional
-            Images stored at once on a CPU; on a GPU as many times more as a batch holds there. None: a batch.
+            Images stored at once on a CPU; on a GPU as many times more as a batch holds there. None: a batch, at least
+            32.
         **settings
             Handed to the kernel whole; tensors lie on the model's device.
 
