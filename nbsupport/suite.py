@@ -34,6 +34,7 @@ INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
+_WARNINGS = ["model", "attack", "indicator", "share", "n", "what_to_do"]
 _MISSED = 0.05  # share of the images on which only attacks that do not know the defence succeed; above it we warn
 _SHARES = (1.0, 0.75, 1.5)  # budgets of attacks, in budgets of the image
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
@@ -220,8 +221,13 @@ def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet
         if name in OPTMARGINS:
             options |= {"views": view_offsets(s, name, images.in_shape), "clip_views": name != "OPTMARGIN-authors"}
         signs = kernels.failure_indicators(model, part.x, part.y, result.take(slice(len(part))), **options)
-        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
-    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+        rows += _signs(which, name, signs)
+    return pd.DataFrame(rows, columns=_WARNINGS)
+
+
+def _signs(which: str, name: str, signs: Iterable[kernels.Indicator]) -> list[tuple[Any, ...]]:
+    """Return the signs of failure of one attack as rows of `warnings`."""
+    return [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
 
 
 def flips(s: Settings, networks: Networks, results: Results, images: ImageSet) -> dict[Keys, Stability]:
@@ -640,7 +646,7 @@ def adaptive_warnings(
         options |= {} if nearest else {"eps": float(given.budget.min())}
         judged = replace(attack, success=attack.success if "views" in options else fooled)
         signs = kernels.failure_indicators(model, given.x, given.y, judged, **options)
-        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
+        rows += _signs(which, name, signs)
     for which, given in every.items():
         n = len(given.index)
         for (defence, rate), kinds in least_rms([one for one in attempts if one.model == which], n).items():
@@ -651,7 +657,7 @@ def adaptive_warnings(
                 message += "suspect masked gradients, raise adaptive_passes"
                 said = defence if math.isnan(rate) else f"{defence} at {rate:g}"
                 rows += [(which, said, "transfer beats it", missed / n, n, message)] * (missed > _MISSED * n)
-    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+    return pd.DataFrame(rows, columns=_WARNINGS)
 
 
 def crossed(networks: Networks, every: Mapping[str, Defended], attacked: Results) -> list[Attempt]:
