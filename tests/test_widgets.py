@@ -244,8 +244,8 @@ def test_numbers_are_those_of_the_artifacts(explorer: Driver, stored: Stored, sm
     for model in MODELS:
         data = explorer(model=model)
         index = int(data["index"])
-        attack = files.load_tensors(smoke.path("attacks", model, "OPTMARGIN.safetensors"))
-        votes = files.load_tensors(smoke.path("region", model, "OPTMARGIN.safetensors"))
+        attack = files.load_with_metadata(smoke.path("attacks", model, "OPTMARGIN.safetensors"))[0]
+        votes = files.load_with_metadata(smoke.path("region", model, "OPTMARGIN.safetensors"))[0]
         row = attack["index"].tolist().index(index)
         assert data["success"] == "true"
         assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)

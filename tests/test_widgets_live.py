@@ -102,7 +102,7 @@ def test_only_complete_looks_are_stored_and_read_back(tmp_path: Path) -> None:
         save_live(run, "normal", "FGSM", 3, first)
     path = save_live(run, "normal", "FGSM", 3, last)
     assert path == run.path("live", "normal", "FGSM-3-0.2500.safetensors")
-    tensors = files.load_tensors(path)
+    tensors = files.load_with_metadata(path)[0]
     assert torch.equal(tensors["image"], last.version.image)
     assert last.version.profile is not None
     assert torch.equal(tensors["distance"], last.version.profile.distance)
