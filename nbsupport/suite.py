@@ -315,12 +315,12 @@ def slice_through(s: Settings, model: nn.Module, attacked: Mapping[str, Attack],
 def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **options: Any) -> Slice:
     """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote.
 
-    The boundary is drawn at four times the resolution. `options` are those of `boundary.plane`: `third` and `size`.
+    `options` are those of `boundary.plane`: `third` and `size`.
     """
     length = float((x_adv - x).square().mean().sqrt())
     reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
     generator = runtime.seeded(s.seed, "slice")
-    seen = boundary.plane(model, x, x_adv, reach=reach, refine=4, generator=generator, **options)
+    seen = boundary.plane(model, x, x_adv, reach=reach, generator=generator, **options)
     return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
 
 

@@ -16,6 +16,7 @@ from nbsupport.record import Record
 _BATCHES = 8  # places labelled at once, in batches of the model
 _PARALLEL = 0.999  # cosine
 THIRDS = ("random", "gradient")
+_FINER = 4  # steps into which `plane` divides a cell where its corners are of more than one class
 _BESIDE = 1e-4  # of a direction's length, left over beside another, at most: they span no plane
 
 
@@ -364,7 +365,7 @@ class Slice:
 
     Attributes
     ----------
-    labels : Tensor (S, S) int64
+    labels : Tensor (S, S) int64, S = 4 (size - 1) + 1
         The model's class at image + across[column] * u + up[row] * v, clipped to [0, 1].
     across, up : Tensor (S,) float64
         Offsets in RMS, [0, 1] units.
@@ -390,13 +391,15 @@ def plane(
     reach: float,
     third: str | Tensor = "random",
     size: int = 81,
-    refine: int = 1,
     generator: torch.Generator | None = None,
 ) -> Slice:
     """Return the classes in the plane through `x`, `x_adv` and a third point.
 
     `u` points from `x` to `x_adv`; where they are equal it is random. `v` is the part of the third direction that is
     orthogonal to `u`. The slice ends `reach` before `x` and `reach` beyond `x_adv`, and is as high as wide.
+
+    First a coarse grid is labelled. Then the cells whose corners are of more than one class are labelled at four times
+    its resolution, and the others filled with the class of their corners.
 
     Parameters
     ----------
@@ -410,10 +413,7 @@ def plane(
         "gradient": that of the runner-up's logit minus the logit of the class of `x`, at `x`: the steepest way out
         of the class. A tensor is taken as it is, of any length.
     size : int
-        Places along each side, at least 2.
-    refine : int
-        How many steps a cell is divided into where its corners are of more than one class; S is
-        (size - 1) * refine + 1. The other cells are filled with the class of their corners.
+        Places along each side of the coarse grid, at least 2.
     generator : torch.Generator, optional
         On the CPU; None takes torch's global one. Two directions are drawn, whatever `third` is.
 
@@ -431,7 +431,6 @@ def plane(
     pair = _checked(x, x_adv)
     checks.number(reach, name="reach", open_low=True)
     checks.count(size, name="size", low=2)
-    checks.count(refine, name="refine")
     if isinstance(third, Tensor):
         check_directions(third[None], x.numel(), name="third")
     else:
@@ -443,31 +442,28 @@ def plane(
     with runtime.frozen(model):
         ways = {"random": lambda: drawn[1], "gradient": lambda: _way_out(model, pair[:1])}
         v = _beside(u, third.detach().cpu() if isinstance(third, Tensor) else ways[third]())
-        across = torch.linspace(-reach, length + reach, size, dtype=torch.float64)
+        across = torch.linspace(-reach, length + reach, (size - 1) * _FINER + 1, dtype=torch.float64)
         up = across - length / 2
-        label = Labeller(model, pair[:1], torch.stack((u, v)))
-        labels = grid_labels(label, torch.tensor([[0, 0, 1]]), across.float(), up.float())[0].cpu()
-        if refine > 1:
-            across = torch.linspace(-reach, length + reach, (size - 1) * refine + 1, dtype=torch.float64)
-            up = across - length / 2
-            labels = _refined(label, labels, refine, torch.stack((across, up)).float())
+        label, offsets = Labeller(model, pair[:1], torch.stack((u, v))), torch.stack((across, up)).float()
+        coarse = grid_labels(label, torch.tensor([[0, 0, 1]]), *offsets[:, ::_FINER])[0].cpu()
+        labels = _refined(label, coarse, offsets)
     points = {"x": torch.zeros(2), **({"x_adv": torch.tensor([length, 0.0])} if length else {})}
     return Slice(labels, across, up, u, v, points)
 
 
-def _refined(label: Labeller, labels: Tensor, refine: int, offsets: Tensor) -> Tensor:
-    """Return the classes `labels` (S, S) of a plane on the grid of its `offsets` (2, T), finer by `refine`.
+def _refined(label: Labeller, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Return the classes `labels` (S, S) of a plane on the finer grid of its `offsets` (2, T).
 
     Places in cells whose corners are of one class get that class, the others are evaluated.
     """
-    cell = torch.arange(offsets.shape[1]).div(refine, rounding_mode="floor").clamp(max=len(labels) - 2)
+    cell = torch.arange(offsets.shape[1]).div(_FINER, rounding_mode="floor").clamp(max=len(labels) - 2)
     corners = torch.stack((labels[:-1, :-1], labels[:-1, 1:], labels[1:, :-1], labels[1:, 1:]))
     mixed = (corners != corners[0]).any(0)
     fine = labels[cell[:, None], cell]
     row, column = mixed[cell[:, None], cell].nonzero(as_tuple=True)
     where = torch.stack((offsets[0, column], offsets[1, row]), 1).to(label.device)
     image = torch.zeros(len(row), dtype=torch.int64, device=label.device)
-    fine[row, column] = label(image, torch.tensor([[0, 1]], device=label.device).expand(len(row), 2), where).cpu()
+    fine[row, column] = label(image, torch.arange(2, device=label.device).expand(len(row), 2), where).cpu()
     return fine
 
 
