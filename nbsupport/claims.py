@@ -301,8 +301,7 @@ def by_set(images: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
         for name in ("point", "vote"):
             frame[name] = (frame[name] == frame.y).astype(float).mask(frame[name].isna())
         frame["correct"] = frame.correct.fillna(False).astype(bool)
-        known = part["converged"] if "converged" in part else pd.Series(pd.NA, part.index, dtype="boolean")
-        frame["converged"] = known.astype("boolean").astype("Float64").astype(float).to_numpy()
+        frame["converged"] = part["converged"].astype("boolean").astype("Float64").astype(float).to_numpy()
         found = frame.correct if examples == BENIGN else frame.success.fillna(False).astype(bool)
         frame["success"] = found & frame.correct  # of benign images: they can be compared with an attack's successes
         sets.setdefault(str(model), {})[str(examples)] = frame
@@ -375,8 +374,7 @@ def _of_detectors(detectors: pd.DataFrame) -> Iterator[Claim]:
             statement = f"{who} separates benign images from {tested}"
             yield Claim(8, model, tested, statement, _area(row), 0.9, decides=kind == "network")
         elif kind == "network" and trained == "all" and tested in (*CONTROLS, "matched"):
-            n, rate = int(row["n_benign"]), row["false_positive_rate"]
-            passed = partial(intervals.wilson, *((0, 0) if math.isnan(rate) else (round((1 - rate) * n), n)))
+            passed = _spared(row["false_positive_rate"], int(row["n_benign"]))
             statement = f"the detector lets most images of the control {tested} pass"
             yield Claim(8, model, tested, statement, passed, 0.5, decides=False)
             if tested == "matched":
@@ -390,8 +388,7 @@ def _of_defences(adaptive: pd.DataFrame) -> Iterator[Claim]:
     for claim, defence in _ATTACKED.items():
         asked = best[(best.defence == defence) & (best.fpr.isna() | np.isclose(best.fpr, _RATE))]
         for row in asked.to_dict("records"):
-            n, rate = int(row["n"]), row["success_rate"]
-            stood = partial(intervals.wilson, *((0, 0) if math.isnan(rate) else (round((1 - rate) * n), n)))
+            stood = _spared(row["success_rate"], int(row["n"]))
             statement = f"the {defence} withstands every attack on most images within an RMS of {row['budget_rms']:.3g}"
             yield Claim(claim, row["model"], "minimum", statement, stood, 0.5)
 
@@ -418,6 +415,11 @@ def _share(answers: NDArray[Any], known: NDArray[Any]) -> tuple[Interval, Interv
 
 def _success(images: pd.DataFrame) -> Interval:
     return partial(intervals.wilson, int(images.success.sum()), int(images.correct.sum()))
+
+
+def _spared(rate: float, n: int) -> Interval:
+    """Return the share of `n` images that are not among the share `rate`; of none where that was not measured."""
+    return partial(intervals.wilson, *((0, 0) if math.isnan(rate) else (round((1 - rate) * n), n)))
 
 
 def _difference(a: Interval, b: Interval, *, confidence: float) -> Rate:

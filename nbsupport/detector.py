@@ -21,6 +21,7 @@ from nbsupport.presets import FEWEST_RAYS
 from nbsupport.runtime import full_float32, repeatable, sent
 
 PURITIES = 3
+UNREACHED = 1.0  # by default, the distance that stands for a ray without a boundary, [0, 1] units (RMS)
 _FEW = 512  # rays of which one thread trains as fast as several
 _ROWS = 1024  # profiles scored, or made into inputs, at once
 _NUMBERS = {"num_classes": torch.int64, "rays": torch.int64}  # what is stored beside the weights and the history

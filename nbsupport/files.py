@@ -92,16 +92,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
         file.write(data)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of `save_tensors`.
+def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file of `save_tensors`.
 
     Raises DamagedArtifact when the file is truncated, altered, or carries no checksum.
-    """
-    return load_with_metadata(path)[0]
-
-
-def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file of `save_tensors`; raises DamagedArtifact as `load_tensors`.
 
     The tensors are the file itself, mapped into memory: the system reads what is used and lets go of it when memory is
     short, so that a chapter may hold profiles that are larger than memory. Writing to a tensor leaves the file alone.

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
+_ENDS = (0.025, 0.975)  # the quantiles of a bootstrap between which its 95 % interval lies
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -178,12 +180,12 @@ class Folds:
     images: NDArray[np.int64]
 
 
-def roc_auc_of_folds(tested: Folds, *, confidence: float = 0.95, resamples: int = 1000) -> Rate:
+def roc_auc_of_folds(tested: Folds, *, resamples: int = 1000) -> Rate:
     """Return the area under the ROC curve, the mean over folds (and seeds) that hold both kinds; n counts images.
 
-    Each end of the interval is the wider one of two: of a bootstrap over images, in which all versions of an image are
-    drawn together, within its fold; and of Newcombe's with as many observations as there are images, which keeps its
-    width where the kinds separate completely. NaN where no fold holds both kinds.
+    Each end of the 95 % interval is the wider one of two: of a bootstrap over images, in which all versions of an image
+    are drawn together, within its fold; and of Newcombe's with as many observations as there are images, which keeps
+    its width where the kinds separate completely. NaN where no fold holds both kinds.
     """
     areas = _areas(tested, resamples)
     value = float(areas[0])
@@ -191,18 +193,19 @@ def roc_auc_of_folds(tested: Folds, *, confidence: float = 0.95, resamples: int 
     n = len(np.unique(tested.images))
     if np.isnan(value):
         return Rate(np.nan, np.nan, np.nan, n)
-    ends = np.nanquantile(areas[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    usual = area(value, benign, adversarial, confidence=confidence)
+    ends = np.nanquantile(areas[1:], _ENDS)
+    usual = area(value, benign, adversarial)
     return Rate(value, min(usual.low, float(ends[0])), max(usual.high, float(ends[1])), n)
 
 
-def difference_of_roc_auc(a: Folds, b: Folds, *, confidence: float = 0.95, resamples: int = 1000) -> Rate:
-    """Return the area of `a` minus that of `b` on the same versions of images, with a bootstrap over images.
+def difference_of_roc_auc(a: Folds, b: Folds, *, resamples: int = 1000) -> Rate:
+    """Return the area of `a` minus that of `b` on the same versions of images.
 
-    The same images are drawn for both. Two areas of 1 in all folds differ by 0 without any width.
+    The 95 % interval is of a bootstrap over images, the same for both. Two areas of 1 in all folds differ by 0
+    without any width.
     """
     change = _areas(a, resamples) - _areas(b, resamples)
-    ends = np.nanquantile(change[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    ends = np.nanquantile(change[1:], _ENDS)
     return Rate(float(change[0]), float(ends[0]), float(ends[1]), len(np.unique(a.images)))
 
 
@@ -237,13 +240,11 @@ def _drawn(tested: Folds, resamples: int) -> Iterator[tuple[NDArray[Any], NDArra
         yield rows, number, np.vstack([np.ones(len(images)), generator.multinomial(len(images), chances, resamples)])
 
 
-def roc_of_folds(
-    tested: Folds, false_positive_rates: ArrayLike, *, confidence: float = 0.95, resamples: int = 200
-) -> NDArray[np.float64]:
+def roc_of_folds(tested: Folds, false_positive_rates: ArrayLike, *, resamples: int = 200) -> NDArray[np.float64]:
     """Return the true positive rate (3, P) at each of P false positive rates: the mean over folds, its low, its high.
 
-    The ends are those of a pointwise bootstrap over images, as in `roc_auc_of_folds`. NaN where no fold holds both
-    kinds.
+    The ends are those of the 95 % interval of a pointwise bootstrap over images, as in `roc_auc_of_folds`. NaN where no
+    fold holds both kinds.
     """
     at = np.asarray(false_positive_rates, dtype=float)
     total, folds = np.zeros((1 + resamples, len(at))), np.zeros((1 + resamples, 1))
@@ -263,4 +264,4 @@ def roc_of_folds(
         curves = total / folds
     if not folds[0, 0]:
         return np.full((3, len(at)), np.nan)
-    return np.vstack([curves[:1], np.nanquantile(curves[1:], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)])
+    return np.vstack([curves[:1], np.nanquantile(curves[1:], _ENDS, axis=0)])

@@ -28,13 +28,14 @@ CONTROLS = ("noise", "errors")  # benign images that a detector should not call 
 MAIN = ("OPTBRITTLE", "OPTMARGIN")  # the attacks that have a detector of their own in every preset
 OPTMARGINS = ("OPTMARGIN", "OPTMARGIN-adam", "OPTMARGIN-authors")
 _PARALLEL = 0.9999  # cosine of directions that span no plane
-_SQUARE = 4  # the side of the square of `distorted` is this part of the image's
+_SQUARE = 4  # the side of the square of `distorted` is 1 / _SQUARE of the image's
 _FAR, _HALVINGS = 1e3, 40  # the longest step of `moved`, and how often the interval of its length is halved
 INDICATED = 32  # images of each attack on which signs of failure are looked for
 VOTE = ("vote", math.nan)
 DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
-_MISSED = 0.05  # of the images, on which no attack that knows the defence does what another does
+_WARNINGS = ["model", "attack", "indicator", "share", "n", "what_to_do"]
+_MISSED = 0.05  # share of the images on which only attacks that do not know the defence succeed; above it we warn
 _SHARES = (1.0, 0.75, 1.5)  # budgets of attacks, in budgets of the image
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
@@ -131,7 +132,10 @@ def pgd(s: Settings, *, budget: float = 1.0) -> Kernel:
 
 
 def strongest(s: Settings) -> dict[str, Kernel]:
-    """Return attacks within the run's eps that leave less than PGD: on either loss, longer, with several starts."""
+    """Return attacks within the run's eps under which fewer images stay right than under PGD.
+
+    On either loss, longer, with several starts.
+    """
     options: dict[str, Any] = {"eps": s.eps, "steps": 5 * s.pgd_steps, "step_size": 2 * s.eps, "restarts": 5}
     options |= {"precision": s.precision, "decay": True}
     return {loss: partial(kernels.pgd_linf, loss=loss, **options) for loss in ("cross-entropy", "margin")}
@@ -217,8 +221,13 @@ def warnings(s: Settings, networks: Networks, results: Results, images: ImageSet
         if name in OPTMARGINS:
             options |= {"views": view_offsets(s, name, images.in_shape), "clip_views": name != "OPTMARGIN-authors"}
         signs = kernels.failure_indicators(model, part.x, part.y, result.take(slice(len(part))), **options)
-        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
-    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+        rows += _signs(which, name, signs)
+    return pd.DataFrame(rows, columns=_WARNINGS)
+
+
+def _signs(which: str, name: str, signs: Iterable[kernels.Indicator]) -> list[tuple[Any, ...]]:
+    """Return the signs of failure of one attack as rows of `warnings`."""
+    return [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
 
 
 def flips(s: Settings, networks: Networks, results: Results, images: ImageSet) -> dict[Keys, Stability]:
@@ -306,12 +315,12 @@ def slice_through(s: Settings, model: nn.Module, attacked: Mapping[str, Attack],
 def plane(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, name: str, **options: Any) -> Slice:
     """Return the slice through `x` and `x_adv` (C, H, W), which reaches as far as the hypercube of the vote.
 
-    The boundary is drawn at four times the resolution. `options` are those of `boundary.plane`: `third` and `size`.
+    `options` are those of `boundary.plane`: `third` and `size`.
     """
     length = float((x_adv - x).square().mean().sqrt())
     reach = max(s.radius, length)  # every point of a hypercube has an RMS of at most its radius
     generator = runtime.seeded(s.seed, "slice")
-    seen = boundary.plane(model, x, x_adv, reach=reach, refine=4, generator=generator, **options)
+    seen = boundary.plane(model, x, x_adv, reach=reach, generator=generator, **options)
     return replace(seen, points=dict(zip((BENIGN, name), seen.points.values(), strict=False)))
 
 
@@ -637,7 +646,7 @@ def adaptive_warnings(
         options |= {} if nearest else {"eps": float(given.budget.min())}
         judged = replace(attack, success=attack.success if "views" in options else fooled)
         signs = kernels.failure_indicators(model, given.x, given.y, judged, **options)
-        rows += [(which, name, sign.name, sign.share, sign.n, sign.message) for sign in signs]
+        rows += _signs(which, name, signs)
     for which, given in every.items():
         n = len(given.index)
         for (defence, rate), kinds in least_rms([one for one in attempts if one.model == which], n).items():
@@ -648,7 +657,7 @@ def adaptive_warnings(
                 message += "suspect masked gradients, raise adaptive_passes"
                 said = defence if math.isnan(rate) else f"{defence} at {rate:g}"
                 rows += [(which, said, "transfer beats it", missed / n, n, message)] * (missed > _MISSED * n)
-    return pd.DataFrame(rows, columns=["model", "attack", "indicator", "share", "n", "what_to_do"])
+    return pd.DataFrame(rows, columns=_WARNINGS)
 
 
 def crossed(networks: Networks, every: Mapping[str, Defended], attacked: Results) -> list[Attempt]:

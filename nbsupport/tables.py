@@ -69,6 +69,7 @@ IMAGES = {  # the columns of images.csv, and what they hold
     "detector_threshold": "the score from which it flags, at 5 % false positives",
     "converged": "the search was no longer gaining when it ended, nor was its constant at a bound",
 }
+_BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of `evasion_cost`
 _KINDS = {
     "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
     "boolean": ("correct", "success", "abstain", "converged"),
@@ -637,7 +638,7 @@ def mimicked(
     attack: Attack,
     judged: Judged,
     vote: Vote,
-    profile: Profile,
+    profile: Profile | None,
     *,
     radius: float,
     pixel_max: float,
@@ -676,19 +677,17 @@ def triple_differences(found: Mapping[Keys, Geometry], positions: Tensors) -> pd
     return pd.DataFrame(rows, columns=[*names])
 
 
-def evasion_cost(
-    attempts: Sequence[Attempt], every: Mapping[str, Defended], budgets: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0)
-) -> pd.DataFrame:
+def evasion_cost(attempts: Sequence[Attempt], every: Mapping[str, Defended]) -> pd.DataFrame:
     """Return adaptive_cost.csv, columns `COST`: success of the nearest version of each image, by kind of attack.
 
-    `budgets` are multiples of each image's own budget.
+    The column `budgets` holds multiples of each image's own budget.
     """
     rows = []
     for model, given in every.items():
         own = [attempt for attempt in attempts if attempt.model == model]
         for (defence, fpr), kinds in least_rms(own, len(given.index)).items():
             for kind, least in kinds.items():
-                for budget in budgets:
+                for budget in _BUDGETS:
                     rate = share(least <= given.budget * budget * (1 + 1e-4))
                     rows.append((model, defence, fpr, kind, budget, rate.n, *_cells(rate)))
     return pd.DataFrame(rows, columns=[*COST])
@@ -738,7 +737,7 @@ def cell(frame: pd.DataFrame, column: str, **row: Any) -> str:
         frame = frame[frame[name] == value]
     if len(frame) > 1:
         raise ValueError(f"expected {row} to name one row, got {len(frame)}; name it by more columns")
-    return (_texts(frame, column) or [""])[0] or "not measured"
+    return (in_words(frame, column) or [""])[0] or "not measured"
 
 
 def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] = ()) -> Styler:
@@ -753,7 +752,7 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
     columns
         The columns to show, in this order; empty: all.
     """
-    shown = _in_words(frame, columns)
+    shown = _texts(frame, columns)
     if by is not None:
         keys = [name for name in shown if name != by and not pd.api.types.is_numeric_dtype(frame[name])]
         order = shown.set_index(keys).index.unique()
@@ -769,19 +768,19 @@ def show(frame: pd.DataFrame, *, by: str | None = None, columns: Sequence[str] =
 
 def latex(frame: pd.DataFrame) -> str:
     """Return `frame` as a LaTeX table for the package booktabs, with the cells of `show`."""
-    style = _in_words(frame).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    style = _texts(frame).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     return str(style.to_latex(hrules=True))
 
 
-def _in_words(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+def _texts(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Return the `columns` of `frame` (empty: all) as texts, those of an interval within the cells of its value."""
     ends = {end for pair in _interval_columns(frame).values() for end in pair}
-    text = {name: _texts(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
+    text = {name: in_words(frame, name) for name in columns or [str(name) for name in frame if name not in ends]}
     return pd.DataFrame(text, columns=list(text))
 
 
-def _texts(frame: pd.DataFrame, name: str) -> list[str]:
-    """Return the cells of a column, each with its interval."""
+def in_words(frame: pd.DataFrame, name: str) -> list[str]:
+    """Return the cells of a column, each with its interval, such as "98 % [97, 99]"; empty where not measured."""
     measured = name.removesuffix("_reference")
     percent = measured.endswith(("rate", "accuracy", "share", "differing")) or name.startswith("flips")
     ends = _interval_columns(frame).get(name, ())

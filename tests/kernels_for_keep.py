@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -101,6 +102,12 @@ def each_total(record: Sums, *, plus: float) -> list[Other]:
     """Return the sum of all rows plus one time and plus two times `plus`: two pieces, made together."""
     Calls.made.append(-2)
     return [Other(record.total.sum()[None] + times * plus) for times in (1, 2)]
+
+
+def slowly(record: Sums) -> Other:
+    """Return the sum of all rows, after a twentieth of a second."""
+    time.sleep(0.05)
+    return Other(record.total.sum()[None])
 
 
 def placed(record: Sums) -> Other:

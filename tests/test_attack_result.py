@@ -15,7 +15,8 @@ def result(rms, success, *, correct=None, forwards=1, shape=SHAPE):
     rms, success = torch.tensor(rms), torch.tensor(success)
     count = torch.full((len(rms),), forwards)
     correct = torch.ones_like(success) if correct is None else torch.tensor(correct)
-    return Attack(rms[:, None, None, None].expand(-1, *shape).clone(), success, correct, rms, count, 2 * count)
+    x_adv, no = rms[:, None, None, None].expand(-1, *shape).clone(), torch.zeros_like(success)
+    return Attack(x_adv, success, correct, rms, count, 2 * count, no, no)
 
 
 def half_space():
@@ -88,11 +89,6 @@ def test_an_image_on_whose_label_attacks_disagree_counts_as_not_attacked(n, disp
 def test_attacks_on_different_images_are_refused(several, message):
     with pytest.raises(ValueError, match=message):
         best_of(several)
-
-
-def test_evidence_is_false_where_none_is_given():
-    plain = result([0.1, 0.2], [True, False])
-    assert plain.falling.tolist() == plain.at_bound.tolist() == [False, False]
 
 
 @pytest.mark.parametrize(("steps", "falling"), [(8, True), (400, False)])

@@ -36,6 +36,7 @@ def measured(
         "y": np.zeros(n, int),
         "correct": np.ones(n, bool),
         "success": fooled,
+        "converged": pd.NA,
         "rms": np.full(n, rms) + 1e-3 * (order % 7),
         "point": fooled.astype(int),
         "vote": (~won).astype(int),

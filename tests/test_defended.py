@@ -185,9 +185,11 @@ class TestTables:
         assert within.fpr.isna().all()
 
     def test_cost_counts_the_nearest_version(self, attempts: list[Attempt], fixed: Defended) -> None:
-        cost = tables.evasion_cost(attempts, {"normal": fixed}, budgets=(0.5, 1.5))
+        cost = tables.evasion_cost(attempts, {"normal": fixed})
         assert tuple(cost.columns) == tables.COST
-        rates = {(row.attacks, row.budgets): row.success_rate for row in cost.itertuples()}
+        assert cost.budgets.tolist() == 3 * [0.5, 0.75, 1.0, 1.5, 2.0]
+        chosen = cost[cost.budgets.isin([0.5, 1.5])]
+        rates = {(row.attacks, row.budgets): row.success_rate for row in chosen.itertuples()}
         assert rates == {
             ("transferred", 0.5): pytest.approx(1 / 6),
             ("transferred", 1.5): pytest.approx(1 / 6),
@@ -213,8 +215,9 @@ class TestTables:
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert [text.split("\n")[0] for text in texts if "\n" in text] == ["50", "17", "33"]
         assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["old", "new", "minimum"]
-        curves = plots.evasion_curves(attempts, images=N, points=("new",))
-        assert "new" in [each.get_label() for each in curves.axes[0].containers]
+        known = attempts[1]._replace(attack="PGD")
+        curves = plots.evasion_curves([attempts[0], known], images=N)
+        assert [each.get_label() for each in curves.axes[0].containers] == ["PGD"]
 
     def test_figures_of_nothing(self, attempts: list[Attempt], fixed: Defended) -> None:
         table = tables.adaptive(attempts, {"normal": fixed}, pixel_max=1)
@@ -222,8 +225,8 @@ class TestTables:
             plots.attack_matrix(table[table.budget_rms.isna()])
         with pytest.raises(ValueError, match="expected the adaptive table of one model, got normal, pgd"):
             plots.attack_matrix(pd.concat([table, table.assign(model="pgd")]))
-        with pytest.raises(ValueError, match="expected an attack on one of detector, got none"):
-            plots.evasion_curves(attempts, images=N, defences=["detector"])
+        with pytest.raises(ValueError, match="expected an attack on vote or detector, got none"):
+            plots.evasion_curves([each._replace(evaded={}) for each in attempts], images=N)
 
 
 class Masked(nn.Module):

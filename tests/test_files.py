@@ -51,18 +51,18 @@ def test_what_is_loaded_stays_in_its_file_until_it_is_written_to(tmp_path: Path)
     path, size = tmp_path / "a.safetensors", 2**23
     files.save_tensors(path, {"x": torch.ones(size)})
     before = anonymous()
-    x = files.load_tensors(path)["x"]
+    x = files.load_with_metadata(path)[0]["x"]
     assert float(x.sum()) == size
     assert anonymous() - before < x.nbytes / 2
     x[:10] = 2
     assert float(x.sum()) == size + 10
-    assert float(files.load_tensors(path)["x"].sum()) == size
+    assert float(files.load_with_metadata(path)[0]["x"].sum()) == size
 
 
 def test_what_is_loaded_stays_as_it_was_when_its_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     files.save_tensors(path, {"x": torch.ones(9)})
-    x = files.load_tensors(path)["x"]
+    x = files.load_with_metadata(path)[0]["x"]
     files.save_tensors(path, {"x": torch.zeros(2)})
     assert x.tolist() == [1] * 9
 
@@ -71,7 +71,7 @@ def test_without_posix_nothing_is_mapped(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "a.safetensors"
     files.save_tensors(path, {"x": torch.ones(2**20)})
     monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
-    x = files.load_tensors(path)["x"]
+    x = files.load_with_metadata(path)[0]["x"]
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert float(x.sum()) == 2**20
@@ -80,7 +80,7 @@ def test_without_posix_nothing_is_mapped(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_view_that_is_not_contiguous_is_saved_as_it_reads(tmp_path: Path) -> None:
     x = torch.arange(6.0).view(2, 3).t()
     files.save_tensors(tmp_path / "a.safetensors", {"x": x})
-    assert torch.equal(files.load_tensors(tmp_path / "a.safetensors")["x"], x)
+    assert torch.equal(files.load_with_metadata(tmp_path / "a.safetensors")[0]["x"], x)
 
 
 def test_the_contents_digest_is_that_of_the_tensors_alone(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             continue  # blanks after the header's JSON mean nothing
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(DamagedArtifact, match=r"a\.safetensors is damaged"):
-            files.load_tensors(path)
+            files.load_with_metadata(path)
 
 
 def test_every_truncation_is_seen(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_every_truncation_is_seen(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedArtifact) as caught:
-            files.load_tensors(path)
+            files.load_with_metadata(path)
         assert caught.value.path == path
 
 
@@ -121,18 +121,18 @@ def test_a_file_without_checksum_is_refused(tmp_path: Path) -> None:
 
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(DamagedArtifact, match="carries no checksum"):
-        files.load_tensors(tmp_path / "a.safetensors")
+        files.load_with_metadata(tmp_path / "a.safetensors")
 
 
 def test_a_header_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     with pytest.raises(DamagedArtifact, match="header is unreadable"):
-        files.load_tensors(tmp_path / "a.safetensors")
+        files.load_with_metadata(tmp_path / "a.safetensors")
 
 
 def test_an_absent_file_is_not_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        files.load_tensors(tmp_path / "a.safetensors")
+        files.load_with_metadata(tmp_path / "a.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

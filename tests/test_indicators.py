@@ -43,6 +43,7 @@ def outcome(x, x_adv=None, success=True, correct=True, **evidence):
     x_adv = x if x_adv is None else x_adv
     truths = [value if isinstance(value, torch.Tensor) else torch.full((n,), value) for value in (success, correct)]
     rms = (x_adv - x).square().flatten(1).mean(1).sqrt()
+    evidence = {"falling": mask(n, []), "at_bound": mask(n, []), **evidence}
     return Attack(x_adv, *truths, rms, torch.ones(n).long(), torch.ones(n).long(), **evidence)
 
 

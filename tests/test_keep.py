@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerator import DEVICE, StandIn
-from kernels_for_keep import Calls, Other, Sums, Weighted, each_total, keeps, one_row, placed, sums, total_of
+from kernels_for_keep import Calls, Other, Sums, Weighted, each_total, keeps, one_row, placed, slowly, sums, total_of
 from torch import Tensor, nn
 
 from nbsupport import files, models, runtime, store, suite, train
@@ -402,6 +402,11 @@ def test_one_piece_is_kept_and_found_again(run: Run) -> None:
     assert torch.equal(first.value, again.value)
     reopened(run.dir).keep_result("audit/normal/a", total_of, record, plus=2.0, seed=("t",))
     assert Calls.made == [-1]
+
+
+def test_the_seconds_of_one_piece_are_those_of_its_computation(run: Run) -> None:
+    run.keep_result("audit/normal/a", slowly, Sums(torch.arange(3.0), torch.zeros(3)))
+    assert run.seconds("audit/normal/a") >= 0.05
 
 
 def test_results_made_together_are_kept_one_by_one(run: Run) -> None:

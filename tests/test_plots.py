@@ -116,12 +116,16 @@ def folds(benign: Sequence[float], adversarial: Sequence[float]) -> intervals.Fo
 
 
 def montage(**changes: Any) -> Figure:
-    return plots.montage(**{"images": GREY, "labels": LABELS, "classes": CLASSES, "per_class": 5, **changes})
+    return plots.montage(**{"images": GREY, "labels": LABELS, "classes": CLASSES, **changes})
+
+
+def training(histories: dict[str, pd.DataFrame], n_validation: int = 50) -> Figure:
+    return plots.training_curves(histories, n_validation=n_validation, best=dict.fromkeys(histories, 3))
 
 
 def attack_grid(**changes: Any) -> Figure:
     few = {"before": LABELS[:2], "after": {name: y[:2] for name, y in AFTER.items()}, "classes": CLASSES}
-    few |= {"x": GREY[:2], "adversarial": {name: x[:2] for name, x in X_ADV.items()}, "magnify": 5.0}
+    few |= {"x": GREY[:2], "adversarial": {name: x[:2] for name, x in X_ADV.items()}}
     return plots.attack_grid(**{**few, **changes})
 
 
@@ -138,7 +142,8 @@ def instance(**changes: Any) -> Figure:
 
 
 def a_slice(**changes: Any) -> Figure:
-    plane: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "u": PIXELS[0], "v": PIXELS[1]}
+    plane: dict[str, Any] = {"labels": REGIONS, "across": OFFSETS, "up": OFFSETS, "u": 6 * PIXELS[0]}
+    plane |= {"v": 6 * PIXELS[1]}  # RMS 1, as those of `boundary.plane`
     plane |= {"points": {"FGSM": (0.1, 0.2)}}
     plane |= {name: changes.pop(name) for name in plane.keys() & changes.keys()}
     return plots.slice_figure(Slice(**plane), **{"radius": 0.15, "classes": CLASSES, **changes})
@@ -195,9 +200,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "pixel_values": lambda: plots.pixel_values(GREY, GREY[:5]),
     "pixel_values_rgb": lambda: plots.pixel_values(RGB, RGB[:5], pixel_max=255),
     "rms_examples": lambda: plots.rms_examples(GREY[0], {"sign noise": X_ADV["FGSM"][:4], "one pixel": GREY[:2]}),
-    "training_curves": lambda: plots.training_curves(
-        {"normal": HISTORY, "pgd": HISTORY}, n_validation=50, best={"pgd": 3}
-    ),
+    "training_curves": lambda: training({"normal": HISTORY, "pgd": HISTORY}),
     "attack_grid": attack_grid,
     "attack_grid_rgb": lambda: attack_grid(x=RGB[:2], adversarial={"FGSM": RGB[2:4]}),
     "attack_grid_bare": lambda: plots.attack_grid(GREY[:1], {"OPTMARGIN": X_ADV["OPTMARGIN"][:1]}, classes=CLASSES),
@@ -205,7 +208,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "accuracy_curve": accuracy,
     "distortion": lambda: plots.distortion_distribution({"normal": {"FGSM": [0.1, 0.3, 0.2]}, "pgd": {"PGD": []}}),
     "slice": a_slice,
-    "slice_plane": lambda: a_slice(u=PLANE[0], v=2 * PLANE[1], points={}, pixel_max=255),
+    "slice_plane": lambda: a_slice(u=PLANE[0], v=PLANE[1], points={}, pixel_max=255),
     "region_accuracy": lambda: plots.region_accuracy(region_table()),
     "distance_curves": lambda: plots.distance_curves(DISTANCES, last=0.6, bootstrap=20, pixel_max=255),
     "distance_curves_one": lambda: plots.distance_curves({"normal": DISTANCES["normal"]}, last=0.6),
@@ -334,9 +337,9 @@ def test_colours_are_distinct_and_fixed() -> None:
 
 
 def test_montage_puts_the_first_images_of_a_class_in_its_row() -> None:
-    fig = montage(per_class=6)  # four images a class: two places stay white
+    fig = montage()  # four images a class: the other places stay white
     canvas = np.asarray(fig.axes[0].images[0].get_array())
-    assert canvas.shape == (10 * 7 - 1, 6 * 7 - 1)  # 6 pixels and a gap of one
+    assert canvas.shape == (10 * 7 - 1, 16 * 7 - 1)  # 6 pixels and a gap of one
     np.testing.assert_array_equal(canvas[21:27, 7:13], GREY[13, 0].double())  # the second image of class 3
     assert (canvas[:, 28:] == 1).all()
     assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [f"{name}  (n=4)" for name in CLASSES]
@@ -366,11 +369,7 @@ def test_captions_carry_the_measured_rms_and_the_labels() -> None:
     for name in ("FGSM", "OPTBRITTLE"):
         rms = (X_ADV[name][0] - GREY[0]).square().mean().sqrt()
         assert f"\N{RIGHTWARDS ARROW} {CLASSES[int(AFTER[name][0])]}\nRMS {rms:.3g}" in shown
-    assert "difference\nx 5" in shown
-    images = [image.get_array() for image in fig.axes[0].images]
-    assert len(images) == 2 * (1 + 4 + 4)  # two images: the original, four results, four differences
-    wanted = 0.5 + 0.5 * (5 * (X_ADV["FGSM"][0, 0].double() - GREY[0, 0].double())).clamp(-1, 1)  # FGSM comes first
-    np.testing.assert_allclose(images[5], wanted)
+    assert len(fig.axes[0].images) == 2 * (1 + 4)  # two images: the original, four results
     unchanged = [text for text in fig.findobj(Text) if f"\N{RIGHTWARDS ARROW} {CLASSES[0]}" in text.get_text()]
     assert len(unchanged) == 1
     assert unchanged[0].get_color() == "0.5"
@@ -385,15 +384,21 @@ def test_a_bare_grid_states_distortion_only() -> None:
     assert "\N{RIGHTWARDS ARROW} 3\nRMS" in shown
 
 
-def test_variants_state_the_mean_over_all_images() -> None:
-    shown = texts(variants(shown=3))
+def test_variants_state_the_mean_over_all_images_and_show_the_differences_of_the_first() -> None:
+    fig = variants()
+    shown = texts(fig)
     mean = intervals.mean((X_ADV["OPTMARGIN"] - GREY).square().mean((1, 2, 3)).sqrt().double())
     assert f"mean RMS {mean.value:.3g}\n[{mean.low:.3g}, {mean.high:.3g}], n=40" in shown
     assert "region accuracy\n8 % [3, 20], n=40" in shown
+    assert "the difference x 3" in shown
+    images = [image.get_array() for image in fig.axes[0].images]
+    assert len(images) == 4 + 4 * 8  # the originals; of each variant four results and their differences
+    wanted = 0.5 + 0.5 * (3 * (X_ADV["FGSM"][0, 0].double() - GREY[0, 0].double())).clamp(-1, 1)  # FGSM comes first
+    np.testing.assert_allclose(images[8], wanted)
 
 
 def test_training_curves_draw_the_history() -> None:
-    fig = plots.training_curves({"normal": HISTORY}, n_validation=50, best={"normal": 3})
+    fig = training({"normal": HISTORY})
     upper, lower = fig.axes
     benign, under_pgd, kept = upper.lines
     np.testing.assert_array_equal(benign.get_ydata(), HISTORY["benign_accuracy"])
@@ -442,10 +447,10 @@ def test_slice_shows_regions_outline_and_points_in_the_units_of_the_set() -> Non
     np.testing.assert_array_equal(ax.images[0].get_array(), REGIONS)
     assert ax.images[0].get_extent() == pytest.approx([-255 * 0.5125, 255 * 0.5125] * 2)
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
-    assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15)
+    assert outline.get_xy()[:, 0].max() == pytest.approx(255 * 0.15 / 6)
     np.testing.assert_allclose(np.ravel(ax.lines[1].get_data()), [25.5, 51.0])
     assert same_color(ax.lines[1].get_color(), plots.EXAMPLES["FGSM"])
-    assert ax.get_xlabel() == "change by the attack, change (pixels in [0, 255])"
+    assert ax.get_xlabel() == "change by the attack, RMS (pixels in [0, 255])"
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend == ["airplane", "automobile", "benign", "FGSM", "around benign"]
     assert "hypercube around" not in texts(a_slice(around=[]))
@@ -463,13 +468,12 @@ def test_the_boundary_of_a_slice_is_a_line_and_the_true_class_grey() -> None:
     assert same_color(patches[0].get_facecolor(), style.blend(style.CLASSES[0], 1.0, 0.45))
 
 
-def test_slice_centres_the_outline_on_the_named_point_and_scales_to_rms() -> None:
-    fig = a_slice(u=PLANE[0], v=2 * PLANE[1])
+def test_slice_centres_the_outline_on_the_named_point() -> None:
+    fig = a_slice(u=PLANE[0], v=PLANE[1])
     ax = fig.axes[0]
     (outline,) = [patch for patch in ax.patches if isinstance(patch, Polygon)]
-    corners = plots.hypercube_outline(PLANE[0], 2 * PLANE[1], 0.15) + np.array([0.1, 0.2])
-    scale = [torch.linalg.norm(row).item() / 6 for row in (PLANE[0], 2 * PLANE[1])]
-    np.testing.assert_allclose(outline.get_xy()[:-1], corners * scale)
+    corners = plots.hypercube_outline(PLANE[0], PLANE[1], 0.15) + np.array([0.1, 0.2])
+    np.testing.assert_allclose(outline.get_xy()[:-1], corners)
     assert "RMS (pixels in [0, 1])" in ax.get_ylabel()
 
 
@@ -566,13 +570,20 @@ def test_instance_boundary_sorts_colours_and_marks_the_radius() -> None:
 
 
 def test_detector_training_draws_every_step_and_a_running_mean() -> None:
-    loss = RNG.uniform(0.1, 0.9, 50)
-    fig = plots.detector_training({"FGSM": loss}, window=5)
+    loss = RNG.uniform(0.1, 0.9, 250)
+    fig = plots.detector_training({"FGSM": loss})
     every, smooth, _ = fig.axes[0].lines
     np.testing.assert_array_equal(every.get_ydata(), loss)
-    np.testing.assert_allclose(smooth.get_ydata(), [loss[i - 5 : i].mean() for i in range(5, 51)])
-    assert list(smooth.get_xdata()) == list(range(5, 51))
-    assert "nats" in fig.axes[0].get_ylabel()
+    np.testing.assert_allclose(smooth.get_ydata(), [loss[i - 5 : i].mean() for i in range(5, 251)])
+    assert list(smooth.get_xdata()) == list(range(5, 251))
+    assert "nats), mean of 5 steps" in fig.axes[0].get_ylabel()
+
+
+def test_each_history_of_the_detector_has_a_mean_of_its_own_width() -> None:
+    fig = plots.detector_training({"FGSM": RNG.uniform(0.1, 0.9, 250), "PGD": RNG.uniform(0.1, 0.9, 100)})
+    long, short = fig.axes[0].lines[1], fig.axes[0].lines[3]
+    assert [int(line.get_xdata()[0]) for line in (long, short)] == [5, 2]
+    assert "mean of 2 to 5 steps" in fig.axes[0].get_ylabel()
 
 
 def test_error_rates_are_marks_with_intervals_benign_images_first() -> None:
@@ -689,25 +700,21 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "length": (lambda: montage(labels=LABELS[:3]), r"expected labels of shape \(40,\), got \(3,\)"),
     "class": (lambda: montage(classes=CLASSES[:4]), "labels from 0 to 3, the index of one of 4 classes, got .* 0 to 9"),
     "float labels": (lambda: montage(labels=LABELS / 2), "expected labels as whole numbers, got float32"),
-    "per_class": (lambda: montage(per_class=0), "expected per_class as a whole number of at least 1"),
     "set": (lambda: plots.pixel_values(GREY, RGB), "as many channels, got .*'training': 1, 'test': 3"),
     "no version": (lambda: plots.rms_examples(GREY[0], {}), "at least one entry in versions, got none"),
     "version": (lambda: plots.rms_examples(GREY[0], {"noise": GREY[:, :, 1:]}), r"of shape \(M, 1, 6, 6\)"),
     "after": (lambda: attack_grid(after={}), "labels in after for every attack; missing: OPTMARGIN, FGSM"),
-    "magnify": (lambda: attack_grid(magnify=-1.0), "expected magnify above 0"),
     "x_adv": (lambda: variants(variants={"FGSM": GREY[:3]}), r"images of FGSM of shape \(40, 1, 6, 6\)"),
-    "shown": (lambda: variants(shown=0), "expected shown as a whole number"),
-    "history": (lambda: plots.training_curves({"pgd": HISTORY[["epoch"]]}), "history of pgd .* missing: loss, benign"),
-    "empty history": (lambda: plots.training_curves({"pgd": HISTORY[:0]}), "at least one row, got an empty table"),
+    "history": (lambda: training({"pgd": HISTORY[["epoch"]]}), "history of pgd .* missing: loss, benign"),
+    "empty history": (lambda: training({"pgd": HISTORY[:0]}), "at least one row, got an empty table"),
+    "n_validation": (lambda: training({"pgd": HISTORY}, n_validation=0), "expected n_validation as a whole number"),
     "steps": (lambda: plots.detector_training({"FGSM": []}), "the steps in the history of FGSM .* at least 1, got 0"),
-    "window": (lambda: plots.detector_training({"FGSM": [0.5]}, window=0), "expected window"),
     "rms": (lambda: plots.distortion_distribution({"pgd": {"FGSM": GREY}}), r"rms of FGSM of shape \(n,\)"),
     "parallel": (lambda: plots.hypercube_outline(PIXELS[0], -PIXELS[0], 1), "span a plane, got parallel"),
     "zero": (lambda: plots.hypercube_outline(PIXELS[0], 0 * PIXELS[0], 1), "span a plane, got parallel ones or a zero"),
     "radius": (lambda: a_slice(radius=0.0), "expected radius above 0"),
     "direction": (lambda: a_slice(v=PIXELS[1, :5]), r"direction_b of shape \(36,\), got \(5,\)"),
     "grid": (lambda: a_slice(labels=REGIONS[:-1]), r"labels of shape \(41, 41\), got \(40, 41\)"),
-    "offsets": (lambda: a_slice(across=OFFSETS[::-1]), "across as two or more ascending values"),
     "points": (lambda: a_slice(points={"FGSM": (1, 2, 3)}), r"point FGSM of shape \(2,\), got \(3,\)"),
     "around": (lambda: a_slice(around=["PGD"]), "every name in around among the points FGSM, got 'PGD'"),
     "region table": (lambda: plots.region_accuracy(region_table().drop(columns="n")), "region table .* missing: n$"),

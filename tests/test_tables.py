@@ -35,6 +35,8 @@ def attack(success, correct, rms=(0.0, 0.1, 0.2, 0.6, 0.9)):
         rms=torch.tensor(rms[:n]),
         forwards=10 * torch.arange(1, n + 1),
         backwards=torch.arange(1, n + 1),
+        falling=bools(*[0] * n),
+        at_bound=bools(*[0] * n),
     )
 
 

@@ -148,8 +148,8 @@ def expected(stored: Stored, data: dict[str, str]) -> str:
 def check(explorer: Explorer, stored: Stored, data: dict[str, str]) -> None:
     """Title, picture and numbers are those of the run folder."""
     stem = Path(data["model"], f"{data['attack']}.safetensors")
-    attack = files.load_tensors(stored.run.path("attacks") / stem)
-    votes = files.load_tensors(stored.run.path("region") / stem)
+    attack = files.load_with_metadata(stored.run.path("attacks") / stem)[0]
+    votes = files.load_with_metadata(stored.run.path("region") / stem)[0]
     row = attack["index"].tolist().index(int(data["index"]))
     assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)
     assert (data["y"], data["vote"]) == (str(int(attack["y"][row])), str(int(votes["label"][row])))
@@ -242,7 +242,7 @@ def test_the_slice_and_the_live_part(explorer: Explorer, stored: Stored) -> None
     explorer.press("save")
     explorer.wait("nb-live", state="saved")
     (path,) = stored.run.path("live").rglob("*.safetensors")
-    saved = files.load_tensors(path)
+    saved = files.load_with_metadata(path)[0]
     assert torch.equal(saved["image"], stored.given("normal", "OPTMARGIN", int(data["index"]))[3])
     explorer.press("probe")
     explorer.wait("nb-live", state="off")

@@ -133,11 +133,6 @@ def test_filters_select_exactly_the_right_images(explorer: Driver, stored: Store
     assert data["state"] == ("ready" if wanted else "none")
 
 
-def test_an_unknown_filter_is_refused(stored: Stored) -> None:
-    with pytest.raises(ValueError, match=r"condition.*vote-wrong"):
-        stored.select("normal", "FGSM", "wrong")
-
-
 def probed_successes(stored: Stored, model: str, attack: str) -> set[int]:
     """The positions of the images on which the attack succeeded and whose rays are stored."""
     if (model, attack) not in stored.results["boundary"]:
@@ -198,8 +193,6 @@ def test_the_class_filter_selects_images_of_that_class(explorer: Driver, stored:
         data = explorer(**{"class": y})
         assert (data["class"], data["y"], data["count"]) == (str(y), str(y), str(int((true == y).sum())))
     assert explorer(**{"class": -1})["class"] == ""
-    with pytest.raises(ValueError, match="expected y"):
-        stored.select("normal", "FGSM", "all", -1)
 
 
 def test_a_typed_number_goes_to_the_nearest_image_of_the_filter(explorer: Driver, stored: Stored) -> None:
@@ -251,8 +244,8 @@ def test_numbers_are_those_of_the_artifacts(explorer: Driver, stored: Stored, sm
     for model in MODELS:
         data = explorer(model=model)
         index = int(data["index"])
-        attack = files.load_tensors(smoke.path("attacks", model, "OPTMARGIN.safetensors"))
-        votes = files.load_tensors(smoke.path("region", model, "OPTMARGIN.safetensors"))
+        attack = files.load_with_metadata(smoke.path("attacks", model, "OPTMARGIN.safetensors"))[0]
+        votes = files.load_with_metadata(smoke.path("region", model, "OPTMARGIN.safetensors"))[0]
         row = attack["index"].tolist().index(index)
         assert data["success"] == "true"
         assert float(data["rms"]) == pytest.approx(float(attack["rms"][row]), rel=1e-5)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from nbsupport import files, presets, runtime, store, suite
+from nbsupport import boundary, files, presets, runtime, store, suite
 from nbsupport.models.analytic import HalfSpace
 from nbsupport.store import Run
-from nbsupport.widgets.single import THIRDS, Stored, ViewSlice, look_between, save_live, slice_with_views
+from nbsupport.widgets.single import RAYS, THIRDS, Stored, ViewSlice, look_between, save_live, slice_with_views
 
 pytestmark = pytest.mark.slow  # the smoke run
 
@@ -38,7 +38,7 @@ def test_the_ends_repeat_what_is_stored(stored: Stored, share: float) -> None:
     index = chosen(stored, "OPTMARGIN", "largest")[0]
     shown = stored.single("normal", "OPTMARGIN", index)
     version = shown.adversarial if share else shown.original
-    *_, live = look_between(*stored.given("normal", "OPTMARGIN", index), share, rays=1000)
+    *_, live = look_between(*stored.given("normal", "OPTMARGIN", index), share)
     seen = live.version
     assert live.done == live.total
     assert torch.equal(seen.image, version.image)
@@ -49,9 +49,11 @@ def test_the_ends_repeat_what_is_stored(stored: Stored, share: float) -> None:
     assert version.counts is not None
     assert version.profile is not None
     assert seen.counts.tolist() == version.counts.tolist()
-    assert live.directions.tolist() == list(range(version.profile.distance.shape[1]))
-    for name, tensor in version.profile.tensors().items():
-        assert torch.equal(getattr(seen.profile, name), tensor), name
+    assert len(live.directions) == RAYS < version.profile.distance.shape[1]
+    assert torch.equal(seen.profile.center, version.profile.center)
+    for name in ("distance", "adjacent", "reached"):
+        stored_rays = getattr(version.profile, name)[:, live.directions]
+        assert torch.equal(getattr(seen.profile, name), stored_rays), name
 
 
 def settings(**changes: object) -> presets.Settings:
@@ -82,29 +84,14 @@ def test_a_step_across_a_half_space_flips_prediction_vote_and_rays_in_turn() -> 
 
 
 def test_few_rays_are_spread_over_the_directions() -> None:
-    x = torch.full((1, 4, 4), 0.3)
-    *_, live = look_between(settings(), half_space(), x, x + 0.1, 0.5, rays=3)
-    assert live.directions.tolist() == [0, 8, 15]
-    every = suite.directions(settings(), (1, 4, 4))
-    *_, whole = look_between(settings(), half_space(), x, x + 0.1, 0.5, rays=len(every))
-    few, all_rays = live.version.profile, whole.version.profile
-    assert few is not None
-    assert all_rays is not None
-    assert torch.equal(all_rays.distance[:, live.directions], few.distance)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"share": float("nan")}, "expected share"),
-        ({"rays": 0}, "expected rays"),
-        ({"x_adv": torch.full((1, 4, 4), 2.0)}, r"expected .* in \[0, 1\]"),
-    ],
-)
-def test_bad_input_is_refused(changes: dict[str, object], message: str) -> None:
-    known: dict[str, object] = {"x": torch.zeros(1, 4, 4), "x_adv": torch.ones(1, 4, 4), "share": 0.5}
-    with pytest.raises(ValueError, match=message):
-        next(look_between(settings(), half_space(), **{**known, **changes}))  # type: ignore[arg-type]
+    model, x, s = HalfSpace(torch.ones(64), 64 * 0.6), torch.full((1, 8, 8), 0.3), settings(directions=32)
+    *_, live = look_between(s, model, x, x + 0.2, 1.0)
+    assert len(live.directions) == RAYS
+    assert live.directions[[0, -1]].tolist() == [0, 63]  # of 32 directions and their negations
+    assert set(live.directions.diff().tolist()) == {2, 3}
+    every = boundary.probe(model, (x + 0.2)[None], suite.directions(s, (1, 8, 8)), s.magnitudes)
+    assert live.version.profile is not None
+    assert torch.equal(every.distance[:, live.directions], live.version.profile.distance)
 
 
 def test_only_complete_looks_are_stored_and_read_back(tmp_path: Path) -> None:
@@ -115,7 +102,7 @@ def test_only_complete_looks_are_stored_and_read_back(tmp_path: Path) -> None:
         save_live(run, "normal", "FGSM", 3, first)
     path = save_live(run, "normal", "FGSM", 3, last)
     assert path == run.path("live", "normal", "FGSM-3-0.2500.safetensors")
-    tensors = files.load_tensors(path)
+    tensors = files.load_with_metadata(path)[0]
     assert torch.equal(tensors["image"], last.version.image)
     assert last.version.profile is not None
     assert torch.equal(tensors["distance"], last.version.profile.distance)
@@ -126,7 +113,7 @@ def test_only_complete_looks_are_stored_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attack", ["OPTMARGIN", "OPTMARGIN-adam"])
 def test_the_views_are_those_that_the_attack_fooled(stored: Stored, attack: str) -> None:
     for index in chosen(stored, attack, "succeeded")[:3]:
-        seen = sliced(stored, attack, index, third="random", size=5)
+        seen = sliced(stored, attack, index, third="random")
         _, network, _, x_adv = stored.given("normal", attack, index)
         assert len(seen.labels) == stored.settings.views
         assert (seen.labels != int(stored.row("normal", attack, index).y)).all()
@@ -136,7 +123,7 @@ def test_the_views_are_those_that_the_attack_fooled(stored: Stored, attack: str)
 @pytest.mark.parametrize("third", THIRDS)
 def test_views_are_projected_onto_the_plane(stored: Stored, third: str) -> None:
     index = chosen(stored, "OPTMARGIN", "largest")[0]
-    seen = sliced(stored, "OPTMARGIN", index, third=third, size=9)
+    seen = sliced(stored, "OPTMARGIN", index, third=third)
     place = seen.slice.points["OPTMARGIN"].double()
     assert float(place[0]) == pytest.approx(stored.row("normal", "OPTMARGIN", index).rms, rel=1e-4)
     torch.testing.assert_close(seen.views[-1], place)  # the zero view
@@ -148,16 +135,14 @@ def test_views_are_projected_onto_the_plane(stored: Stored, third: str) -> None:
 
 def test_other_attacks_are_looked_at_through_the_views_of_optmargin(stored: Stored) -> None:
     index = chosen(stored, "OPTBRITTLE", "succeeded")[0]
-    seen = sliced(stored, "OPTBRITTLE", index, size=5)
+    seen = sliced(stored, "OPTBRITTLE", index)
     wrong = seen.labels != int(stored.row("normal", "OPTBRITTLE", index).y)
     assert bool(wrong[-1])
     assert not bool(wrong.all()), "an image just across the boundary does not fool the views"
 
 
-def test_the_zero_view_alone_spans_no_plane_and_an_unknown_direction_is_refused(stored: Stored) -> None:
+def test_the_zero_view_alone_spans_no_plane(stored: Stored) -> None:
     given = stored.given("normal", "FGSM", 1)
     alone = presets.settings("digits", "smoke", {"views": 1}), *given[1:], 0, "FGSM"
-    seen = slice_with_views(*alone, third="view", size=5)
+    seen = slice_with_views(*alone, third="view")
     assert seen.views.shape == (1, 2)
-    with pytest.raises(ValueError, match="third"):
-        slice_with_views(*alone, third="views")

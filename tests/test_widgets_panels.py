@@ -198,7 +198,7 @@ def test_save_stores_what_is_shown(copied: Path) -> None:
     assert said["state"] == "saved"
     path = copied / "live" / "normal" / f"FGSM-{said['index']}-0.5000.safetensors"
     assert str(path) in panels.text
-    tensors = files.load_tensors(path)
+    tensors = files.load_with_metadata(path)[0]
     assert int(tensors["counts"].argmax()) == int(said["vote"])
     assert len(tensors["directions"]) == RAYS
     run = store.existing_run(copied)

@@ -18,6 +18,8 @@ from nbsupport.detector import Detector
 from nbsupport.runtime import Precision, frozen
 
 Magnitudes = Tensor | Sequence[float]
+_LEAD = 0.3  # share of the points by which a rival must lead
+_POINTS = 8  # of the vote in a step, beside a detector
 
 
 def through_views(
@@ -67,7 +69,7 @@ def through_vote(
     radius: float,
     steps: int,
     points: int = 16,
-    lead: float = 0.3,
+    lead: float = _LEAD,
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -138,8 +140,6 @@ def past_detector(
     rays: int = 32,
     rule: Rule = "selective",
     radius: float | None = None,
-    points: int = 8,
-    lead: float = 0.3,
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -173,8 +173,6 @@ def past_detector(
         "orthogonal": each gradient is projected off the other.
     radius : float, optional
         Half-width of the hypercube of the vote that is to be lost too; None: the point classifier is to be fooled.
-    points, lead
-        As of `through_vote`.
     budget, start, generator, precision
         As of `through_vote`.
 
@@ -206,7 +204,7 @@ def past_detector(
         raise ValueError(f"expected thresholds ({len(x)},) in [0, 1], got {threshold.tolist()}; calibrate them first")
     with frozen(model):
         problem = Problem.of(model, x, y, None)
-        fooled = Misclassified(problem) if radius is None else Outvoted(problem, radius, points, lead)
+        fooled = Misclassified(problem) if radius is None else Outvoted(problem, radius, _POINTS, _LEAD)
         quiet = Undetected(_rays(problem, directions, magnitudes, rays), detectors, fold, threshold)
         settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator, "precision": precision}
         return descend(problem, [fooled, quiet], steps=steps, rule=rule, **settings)
@@ -222,8 +220,6 @@ def mimic(
     magnitudes: Magnitudes,
     steps: int,
     rays: int = 32,
-    unreached: float = 1.0,
-    rule: Rule = "selective",
     budget: Tensor | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -245,10 +241,8 @@ def mimic(
         The boundary around `x`, along `directions`.
     directions : (K, D), magnitudes : (M,)
         That `profile` was probed with.
-    steps, rays, rule
+    steps, rays
         As of `past_detector`.
-    unreached : float
-        The distance that stands for a ray without a boundary, [0, 1] units (RMS).
     budget, start, generator, precision
         As of `through_vote`; without a budget the image returned is barely misclassified.
 
@@ -263,12 +257,11 @@ def mimic(
         For images, labels, logits or settings out of their range or shape.
     """
     check_probed(x, directions, profile)
-    checks.number(unreached, name="unreached")
     with frozen(model):
         problem = Problem.of(model, x, y, None)
-        like = Alike(_rays(problem, directions, magnitudes, rays), profile, unreached)
+        like = Alike(_rays(problem, directions, magnitudes, rays), profile)
         settings: dict[str, Any] = {"budget": budget, "start": start, "generator": generator, "precision": precision}
-        return descend(problem, [Misclassified(problem), like], steps=steps, rule=rule, **settings)
+        return descend(problem, [Misclassified(problem), like], steps=steps, **settings)
 
 
 def _rays(problem: Problem, directions: Tensor, magnitudes: Magnitudes, rays: int) -> Rays:

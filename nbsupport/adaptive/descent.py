@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Objective, Problem, in_batches, per_image
+from nbsupport.attacks.engine import Attack, Objective, Problem, in_batches, length, per_image
 from nbsupport.runtime import Precision, reduced_precision
 
 Rule = Literal["selective", "orthogonal"]
@@ -111,7 +111,7 @@ def descend(
     rms = (x_adv - x).square().flatten(1).mean(1).sqrt()
     told = 2 * (whole.precision == "mixed")  # by a pass in each precision
     spent = 1 + ((steps + 2) * forwards + told) * problem.correct, (steps * backwards + told) * problem.correct
-    return Attack(x_adv, success, problem.correct, rms, *spent, falling)
+    return Attack(x_adv, success, problem.correct, rms, *spent, falling, torch.zeros_like(falling))
 
 
 def _descend(
@@ -127,9 +127,9 @@ def _descend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return of the images `index` the result (N, C, H, W), whether it succeeded (N,), whether it was still gaining."""
     x = problem.x[index]
-    side, farthest = math.sqrt(x[0].numel()), _length(torch.maximum(x, 1 - x))
+    side, farthest = math.sqrt(x[0].numel()), length(torch.maximum(x, 1 - x))
     delta = torch.zeros_like(x) if start is None else start - x
-    norm = _length(delta).clamp(min=side * _FIRST) if budget is None else side * budget
+    norm = length(delta).clamp(min=side * _FIRST) if budget is None else side * budget
     delta = _within(delta, norm)
     best, best_key, best_met = x.clone(), torch.full_like(norm, torch.inf), torch.zeros_like(index, dtype=torch.bool)
     late = best_key
@@ -139,7 +139,7 @@ def _descend(
             looks = [goal.look(here, index, generator) for goal in goals]
         values, mets = [value.detach() for value, _ in looks], [met for _, met in looks]
         every = torch.stack(mets).all(0)
-        met, key = every, torch.where(every, _length(delta), torch.inf)
+        met, key = every, torch.where(every, length(delta), torch.inf)
         if budget is not None:
             met = mets[0] if len(goals) > 1 else torch.ones_like(every)
             key = torch.where(met, values[-1], values[0])
@@ -152,10 +152,10 @@ def _descend(
         gradients = [torch.autograd.grad(value.sum(), here)[0] for value, _ in looks]
         decay = _LAST_SHARE + (1 - _LAST_SHARE) * (1 + math.cos(math.pi * step / steps)) / 2
         direction = _direction(gradients, mets[0], rule)
-        delta = delta - per_image(_STRIDE * decay * norm / _length(direction)) * direction
+        delta = delta - per_image(_STRIDE * decay * norm / length(direction)) * direction
         if budget is None:
             norm = (norm * torch.where(every, 1 - _CHANGE * decay, 1 + _CHANGE * decay)).minimum(farthest)
-            delta = delta * per_image(norm / _length(delta))
+            delta = delta * per_image(norm / length(delta))
         delta = (x + _within(delta, norm)).clamp(0, 1) - x
     with torch.no_grad():
         success = torch.stack([goal.look(best, index, generator)[1] for goal in goals]).all(0)
@@ -180,10 +180,4 @@ def _along(a: Tensor, b: Tensor) -> Tensor:
 
 def _within(delta: Tensor, norm: Tensor) -> Tensor:
     """Return `delta`, shortened to `norm` (N,) where it is longer."""
-    return delta * per_image((norm / _length(delta)).clamp(max=1))
-
-
-def _length(x: Tensor) -> Tensor:
-    """Return the L2 norms (N,) of images, never 0."""
-    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return length.clamp(min=1e-12)
+    return delta * per_image((norm / length(delta)).clamp(max=1))

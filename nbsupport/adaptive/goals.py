@@ -12,7 +12,7 @@ from nbsupport import region
 from nbsupport.adaptive.surrogate import intervals, soft_purity, soft_rays, spread
 from nbsupport.attacks.engine import Problem, across
 from nbsupport.boundary import Profile, purity
-from nbsupport.detector import PURITIES, Detector
+from nbsupport.detector import PURITIES, UNREACHED, Detector, sorted_rays
 from nbsupport.labels import margins
 from nbsupport.runtime import reduced_precision
 
@@ -133,19 +133,18 @@ class Alike:
     difference of the purities.
     """
 
-    def __init__(self, seen: Rays, profile: Profile, unreached: float) -> None:
-        self.seen, self.unreached = seen, unreached
+    def __init__(self, seen: Rays, profile: Profile) -> None:
+        self.seen = seen
         problem, device = seen.problem, seen.problem.x.device
         with torch.no_grad():
             num_classes = problem.logits(problem.x[:1]).shape[1]
-        distance = profile.distance.to(device).float()
-        self.wanted = distance.masked_fill(distance.isinf(), unreached).sort(1).values
+        self.wanted = sorted_rays(profile.distance.to(device).float(), UNREACHED)
         self.purities = purity(profile, num_classes=num_classes, top=PURITIES).to(device).float()
         self.forwards, self.backwards = seen.forwards, seen.backwards
 
     def look(self, x: Tensor, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return how far the boundary around each image is from that of its profile (N,), and that all is well."""
-        distance, purities = self.seen.seen(x, generator, unreached=self.unreached)
+        distance, purities = self.seen.seen(x, generator, unreached=UNREACHED)
         wanted = self.wanted[index]
         apart = (distance - wanted).abs().mean(1) / wanted.mean(1)
         apart = apart + (purities - self.purities[index]).abs().mean(1)

@@ -30,11 +30,10 @@ _STRETCHES = (1.001, 1.01, 1.1, 2.0)  # of a perturbation that the last check de
 # precision loses is the direction: with 200 steps of ddn the RMS was larger by .1 to .3 % where the cosine was .996
 # (resnet20), .6 % at .989, 3.1 % at .948, and up to 30-fold where it was negative, whatever the error of the margin.
 _ALIGNED = 0.99
-# What is searched in bfloat16 beside a part in float32 must fill this part of a batch, or two searches take longer than
-# one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of 192;
-# `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
+# What is searched in bfloat16 beside a part in float32 must fill at least 1 / _PARTS of a batch, or two searches take
+# longer than one. `ddn_l2`, as a ratio to float32: `digits_cnn` 1.33 with 43 images of 48 in bfloat16, .91 with 173 of
+# 192; `mnist_cnn` 1.16 with 11 of 12, .86 with 22 of 24.
 _PARTS = 8
-_NOWHERE = torch.zeros((), dtype=torch.bool)
 # Of the images: more than this, and more than one, cannot be ties within rounding, on which attacks of other batches
 # or precisions see another label.
 _TIES = 0.01
@@ -76,13 +75,8 @@ class Attack(Record):
     rms: Tensor
     forwards: Tensor
     backwards: Tensor
-    falling: Tensor = _NOWHERE
-    at_bound: Tensor = _NOWHERE
-
-    def __post_init__(self) -> None:
-        for name in ("falling", "at_bound"):
-            evidence = getattr(self, name).to(self.success.device).expand_as(self.success)
-            object.__setattr__(self, name, evidence.contiguous())
+    falling: Tensor
+    at_bound: Tensor
 
 
 @dataclass(frozen=True)
@@ -445,6 +439,12 @@ def in_batches(index: Tensor, rows: int) -> tuple[Tensor, ...]:
 def per_image(values: Tensor) -> Tensor:
     """Return (N,) as (N, 1, 1, 1), to be multiplied with images."""
     return values[:, None, None, None]
+
+
+def length(x: Tensor) -> Tensor:
+    """Return the L2 norms (N,) of images, never 0."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.clamp(min=1e-12)
 
 
 def shorten(state: State, objective: Objective, confidence: float) -> Tensor:

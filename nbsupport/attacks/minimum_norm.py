@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsupport import checks
-from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, per_image, shorten
+from nbsupport.attacks.engine import Attack, Objective, Problem, Search, across, length, per_image, shorten
 from nbsupport.pool import State
 from nbsupport.runtime import PRECISIONS, Precision, frozen
 
@@ -103,7 +103,7 @@ def carlini_wagner_l2(
 
 @dataclass(eq=False, kw_only=True)
 class PenaltySearch(Search):
-    """Minimise `||x' - x||^2 / distance_scale + c sum_i max(gap_i, -confidence)` over one or many views i.
+    """Minimise `||x' - x||^2 / distance_scale + c sum_i max(margin_i, -confidence)` over one or many views i.
 
     x' = (tanh(w) + 1) / 2. For every image c grows tenfold until the first success and is bisected from then on; w
     and Adam's moments restart with every c. At every tenth of the steps an image whose loss is above .9999 of the
@@ -249,7 +249,7 @@ class ContinuedSearch(PenaltySearch):
         look = self.objective.hinge(state["x"], state["label"], self.confidence, state["sloped"])
         state["forwards"] += look.forwards
         state["backwards"] += look.backwards
-        gap, slope = look.margin.squeeze(1) + self.confidence, _length(look.gradient)
+        gap, slope = look.margin.squeeze(1) + self.confidence, length(look.gradient)
         side = math.sqrt(state["x"][0].numel())  # L2 norms to RMS
         state["reach"] = (gap / slope / side).clamp(min=_LEAST_REACH)
         if self.fits_lr:
@@ -408,7 +408,7 @@ class NormSearch(Search):
         state |= {name: torch.zeros_like(state["done"]) for name in ("flipped", "leaping")}
         state["iteration"] = torch.zeros_like(state["index"])
         state["average"] = x.new_zeros(len(x), self.objective.count)
-        state["farthest"] = _length(torch.maximum(x, 1 - x))
+        state["farthest"] = length(torch.maximum(x, 1 - x))
         state["error"] = x.new_zeros(len(x), self.objective.count)  # of reduced precision, where last looked at
         if self.objective.precision == "mixed":
             state |= {"noted": x.clone(), "noted_l2": state["best_l2"].clone(), "noted_margin": state["error"].clone()}
@@ -419,8 +419,8 @@ class NormSearch(Search):
         """Evaluate, keep the best, step, then rescale to the new norm."""
         start = (state["iteration"] // max(self.part, 1)).clamp(max=self.starts)
         refining, within = start == self.starts, state["iteration"] - start * self.part
-        length = torch.where(refining, self.steps - self.starts * self.part, self.part)
-        cosine = (1 + (math.pi * within / length).cos()) / 2  # 1 -> 0
+        lasting = torch.where(refining, self.steps - self.starts * self.part, self.part)
+        cosine = (1 + (math.pi * within / lasting).cos()) / 2  # 1 -> 0
         decay = _LAST_SHARE + (1 - _LAST_SHARE) * cosine
         rivals = _RIVALS * (self.first_rivals[start] / _RIVALS) ** cosine
         self._enter(state, within == 0, refining)
@@ -447,14 +447,14 @@ class NormSearch(Search):
         if self.starts:
             residual = self._residual(state, look.gradient, x_adv, within == 0)
             direction = torch.where(per_image(refining), direction, residual)
-        delta = delta - per_image(stride * state["norm"] / _length(direction)) * direction
+        delta = delta - per_image(stride * state["norm"] / length(direction)) * direction
         # The image itself, where a start begins, says nothing of the norm.
         state["leaping"] &= (within < 2) | (flipped == state["flipped"])
         state["flipped"] = flipped
         change = torch.where(state["leaping"], _LEAP, self.gamma * torch.where(refining, 1, 2) * decay)
         change = torch.where((within > 0) | refining, torch.where(flipped, -change, change), 0.0)
         state["norm"] = (state["norm"] * (1 + change)).minimum(state["farthest"])
-        delta = delta * per_image(state["norm"] / _length(delta))
+        delta = delta * per_image(state["norm"] / length(delta))
         state["delta"] = (state["x"] + delta).clamp(0, 1) - state["x"]
         late = state["iteration"] == self.steps - 1 - self.steps // 10
         state["last_best"] = torch.where(late, state["best_l2"], state["last_best"])
@@ -479,7 +479,7 @@ class NormSearch(Search):
         """Return the direction (N, C, H, W) to descend: unit gradient plus unit perturbation, scaled by pixel."""
         held = ((x_adv <= 0) & (gradient > 0)) | ((x_adv >= 1) & (gradient < 0))
         gradient, delta = (torch.where(held, 0.0, values) for values in (gradient, state["delta"]))
-        residual = gradient / per_image(_length(gradient)) + delta / per_image(_length(delta))
+        residual = gradient / per_image(length(gradient)) + delta / per_image(length(delta))
         square = residual.square()
         state["square"] = torch.where(per_image(enter), square, state["square"].lerp(square, 1 - _SQUARES))
         mean = state["square"].flatten(1).mean(1).clamp(min=1e-24)
@@ -523,9 +523,3 @@ def _keep_nearest(state: State, x_adv: Tensor, l2: Tensor, success: Tensor) -> N
     better = success & (l2 < state["best_l2"])
     state["best_l2"] = torch.where(better, l2, state["best_l2"])
     state["best"] = torch.where(per_image(better), x_adv, state["best"])
-
-
-def _length(x: Tensor) -> Tensor:
-    """Return the L2 norms (N,) of images, never 0."""
-    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return length.clamp(min=1e-12)

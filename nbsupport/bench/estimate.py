@@ -44,7 +44,7 @@ Rates = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run takes beside its settings depends on these.
+    """What the cost of a run depends on, besides its settings.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ def rays(s: Settings, dim: int) -> int:
 
 
 def passes(s: Settings, sizes: Sizes) -> dict[str, defaultdict[str, float]]:
-    """Return how often each stage will do what the rates (`measured`) are about, about.
+    """Return about how many units of work each stage does, by the names of the rates in `measured`.
 
     The keys are the stages; then "training" (an image, with the change of the weights), "inner" (a pass in an attack of
     adversarial training), the attacks by name, "vote", "ray", "EOT" and "mimic" (passes), "detector" (steps of all
@@ -264,7 +264,7 @@ def _count(source: str, part: str) -> int:
 
 
 def expected(s: Settings, rates: Rates, sizes: Sizes) -> dict[str, tuple[float, float]]:
-    """Return the seconds of each stage, and the bytes that its kernel holds at most, both about."""
+    """Return, about, the seconds of each stage and the most bytes that its kernel holds."""
     every = passes(s, sizes)
     seconds = {stage: _ELSE[stage] + sum(n * rates[what] for what, n in every[stage].items()) for stage in STAGES}
     image, batch = 4 * sizes.dim, sizes.rows * sizes.kept

@@ -1,6 +1,5 @@
 """How the boundary looks: its normals where rays cross it, where rays come back, and planes through an image."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from nbsupport.record import Record
 _BATCHES = 8  # places labelled at once, in batches of the model
 _PARALLEL = 0.999  # cosine
 THIRDS = ("random", "gradient")
+_FINER = 4  # steps into which `plane` divides a cell where its corners are of more than one class
 _BESIDE = 1e-4  # of a direction's length, left over beside another, at most: they span no plane
 
 
@@ -84,41 +84,22 @@ def geometry(
     checks.count(rays, name="rays")
     entries = profile.distance[:, :rays], profile.adjacent[:, :rays], profile.reached[:, :rays]
     near, along = Profile(profile.center, *entries), directions[:rays]
-    returned = reentry(model, x, along, magnitudes, near).returned
+    returned = reentry(model, x, along, magnitudes, near)
     reached = near.reached.to(returned.device)
     angle = torch.full(reached.shape, torch.nan, dtype=torch.float64, device=reached.device)
-    angle[reached] = normals(model, x, along, near).angle
+    angle[reached] = normals(model, x, along, near)
     orthogonal = directions[: len(directions) // 2] if negate else directions
     planes = min(pairs, len(orthogonal) * (len(orthogonal) - 1) // 2)
     triple = triple_points(model, x, orthogonal, reach=float(magnitudes[-1]), pairs=planes, generator=generator)
     return Geometry(triple, reached, returned, angle)
 
 
-@dataclass(frozen=True, eq=False)
-class Normals(Record):
-    """How the boundary stands at the crossings of R rays.
+def normals(model: nn.Module, x: Tensor, directions: Tensor, profile: Profile) -> Tensor:
+    """Return the angles between rays and the normals of the boundary at the crossings that `probe` found.
 
-    Attributes
-    ----------
-    normal : Tensor (R, C*H*W) float32
-        Of unit L2 norm, pointing into the adjacent class; zero where the gradient vanishes.
-    angle : Tensor (R,) float64
-        Between normal and direction, in degrees: 0 where the ray crosses the boundary at a right angle, 90 where it
-        grazes it; NaN where the gradient vanishes.
-    """
-
-    normal: Tensor
-    angle: Tensor
-
-
-def normals(
-    model: nn.Module, x: Tensor, directions: Tensor, profile: Profile, *, rays: Tensor | None = None
-) -> Normals:
-    """Return the normals of the boundary at the crossings that `probe` found.
-
-    The normal is the gradient of Z_adjacent - Z_center at the crossing clip(x + t d), t being the distance in the
-    profile. Found by "refine" the point lies on the boundary up to the tolerance, by the other searches up to one
-    step of the grid beyond it: the normal is then that of the level set through that point.
+    A normal points into the adjacent class: it is the gradient of Z_adjacent - Z_center at the crossing clip(x + t d),
+    t being the distance in the profile. Found by "refine" the point lies on the boundary up to the tolerance, by the
+    other searches up to one step of the grid beyond it: the normal is then that of the level set through that point.
 
     Parameters
     ----------
@@ -130,27 +111,24 @@ def normals(
         As given to `probe`; of any length.
     profile : Profile
         What `probe` found there.
-    rays : Tensor (R, 2) int64, optional
-        The rays as (image, direction), each of which meets a boundary. None: all that do, in order; the result then
-        holds C*H*W numbers for each of them.
 
     Returns
     -------
-    Normals
-        On the model's device, one row a ray.
+    Tensor (R,) float64
+        In degrees, of the R rays that meet a boundary, in order, on the model's device: 0 where the ray crosses at a
+        right angle to the boundary, 90 where it grazes it; NaN where the gradient vanishes.
 
     Raises
     ------
     ValueError
-        As `probe`, for a profile of another number of images or directions, for rays that do not exist or meet no
-        boundary, and for logits that are not finite or of wrong shape.
+        As `probe`, for a profile of another number of images or directions, and for logits that are not finite or of
+        wrong shape.
     """
     check_probed(x, directions, profile)
     device = runtime.device_of(model, x)
     x, directions, profile = x.detach().to(device), directions.detach().to(device), profile.to(device)
-    image, direction = _crossings(profile, rays)
+    image, direction = profile.reached.nonzero().T
     rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
-    normal = torch.empty(len(image), directions.shape[1], device=device)
     angle = torch.empty(len(image), dtype=torch.float64, device=device)
     with runtime.frozen(model):
         for start in range(0, len(image), rows):
@@ -159,36 +137,8 @@ def normals(
             step = profile.distance[i, k].float()[:, None] * directions[k]
             points = (x[i] + step.view(-1, *x.shape[1:])).clamp(0, 1)
             gradient = margin_gradient(model, points, profile.adjacent[i, k].long(), profile.center[i])
-            normal[part], angle[part] = _unit(gradient), _degrees(gradient, directions[k])
-    return Normals(normal, angle)
-
-
-def _crossings(profile: Profile, rays: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the images and directions (R,) of `rays`, on the profile's device."""
-    if rays is None:
-        image, direction = profile.reached.nonzero().T
-        return image, direction
-    if not isinstance(rays, Tensor) or rays.dtype != torch.int64 or rays.ndim != 2 or rays.shape[1] != 2:
-        got = f"{rays.dtype} of shape {tuple(rays.shape)}" if isinstance(rays, Tensor) else type(rays).__name__
-        raise ValueError(f"expected rays as int64 pairs (image, direction) of shape (R, 2), got {got}")
-    image, direction = rays.to(profile.reached.device).T
-    for index, count, name in zip((image, direction), profile.reached.shape, ("images", "directions"), strict=True):
-        if len(index) and (int(index.min()) < 0 or int(index.max()) >= count):
-            raise ValueError(
-                f"expected rays of {count} {name}, from 0 to {count - 1}, got {int(index.min())} to {int(index.max())}"
-            )
-    if not bool(profile.reached[image, direction].all()):
-        raise ValueError(
-            "expected rays that meet a boundary, got some that do not; choose from profile.reached.nonzero()"
-        )
-    return image, direction
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Return `gradient` (R, D) with rows of L2 norm 1, zeros where they are zero."""
-    largest = gradient.abs().amax(1, keepdim=True)  # first, so that squares of small gradients do not underflow
-    scaled = torch.where(largest > 0, gradient / largest, 0.0)
-    return torch.nn.functional.normalize(scaled, dim=1)
+            angle[part] = _degrees(gradient, directions[k])
+    return angle
 
 
 def _degrees(a: Tensor, b: Tensor) -> Tensor:
@@ -196,23 +146,6 @@ def _degrees(a: Tensor, b: Tensor) -> Tensor:
     a, b = (v.double() / v.double().norm(dim=1, keepdim=True) for v in (a, b))
     # Exact near 0 and 180 degrees, where the arc cosine loses half of the digits.
     return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
-
-
-@dataclass(frozen=True, eq=False)
-class Reentry(Record):
-    """Where K rays of N images come back to the class of their image.
-
-    Attributes
-    ----------
-    distance : Tensor (N, K), dtype of the magnitudes
-        The first magnitude beyond the first crossing at which the class is the image's own again, [0, 1] units; inf
-        where it never is up to the last magnitude, and where there is no first crossing.
-    returned : Tensor (N, K) bool
-        Whether it ever is.
-    """
-
-    distance: Tensor
-    returned: Tensor
 
 
 def reentry(
@@ -223,8 +156,8 @@ def reentry(
     profile: Profile,
     *,
     precision: str = "float32",
-) -> Reentry:
-    """Return where each ray comes back to the class of its image after its first crossing.
+) -> Tensor:
+    """Return whether each ray comes back to the class of its image after its first crossing.
 
     The grid is visited in order from the first crossing on. A class that is left and met again between two
     magnitudes is not seen. Memory does not depend on the number of images, apart from arguments and result.
@@ -240,8 +173,8 @@ def reentry(
 
     Returns
     -------
-    Reentry
-        On the model's device.
+    Tensor (N, K) bool
+        On the model's device. False where there is no first crossing.
 
     Raises
     ------
@@ -251,7 +184,7 @@ def reentry(
     check_probed(x, directions, profile)
     device = runtime.device_of(model, x)
     positions, profile = grid(magnitudes).to(device), profile.to(device)
-    distance = torch.full_like(profile.distance, math.inf, dtype=positions.dtype).flatten()
+    returned = torch.zeros_like(profile.reached).flatten()
     passed = torch.searchsorted(positions, profile.distance.to(positions.dtype).flatten(), right=True)
     walking = (passed < len(positions)).nonzero().squeeze(1)  # inf: beyond the grid
     with runtime.frozen(model):
@@ -259,9 +192,8 @@ def reentry(
         rays = Rays(label, len(directions), profile.center, walking, returning=True)
         march = March(rays, positions, first=passed[walking])
         rays.run(march)
-    distance[walking] = march.values[march.high]
-    distance = distance.view(profile.distance.shape)
-    return Reentry(distance, distance.isfinite())
+    returned[walking] = march.values[march.high].isfinite()
+    return returned.view(profile.reached.shape)
 
 
 def triple_points(
@@ -364,7 +296,7 @@ class Slice:
 
     Attributes
     ----------
-    labels : Tensor (S, S) int64
+    labels : Tensor (S, S) int64, S = 4 (size - 1) + 1
         The model's class at image + across[column] * u + up[row] * v, clipped to [0, 1].
     across, up : Tensor (S,) float64
         Offsets in RMS, [0, 1] units.
@@ -390,13 +322,15 @@ def plane(
     reach: float,
     third: str | Tensor = "random",
     size: int = 81,
-    refine: int = 1,
     generator: torch.Generator | None = None,
 ) -> Slice:
     """Return the classes in the plane through `x`, `x_adv` and a third point.
 
     `u` points from `x` to `x_adv`; where they are equal it is random. `v` is the part of the third direction that is
     orthogonal to `u`. The slice ends `reach` before `x` and `reach` beyond `x_adv`, and is as high as wide.
+
+    First a coarse grid is labelled. Then the cells whose corners are of more than one class are labelled at four times
+    its resolution, and the others filled with the class of their corners.
 
     Parameters
     ----------
@@ -410,10 +344,7 @@ def plane(
         "gradient": that of the runner-up's logit minus the logit of the class of `x`, at `x`: the steepest way out
         of the class. A tensor is taken as it is, of any length.
     size : int
-        Places along each side, at least 2.
-    refine : int
-        How many steps a cell is divided into where its corners are of more than one class; S is
-        (size - 1) * refine + 1. The other cells are filled with the class of their corners.
+        Places along each side of the coarse grid, at least 2.
     generator : torch.Generator, optional
         On the CPU; None takes torch's global one. Two directions are drawn, whatever `third` is.
 
@@ -431,7 +362,6 @@ def plane(
     pair = _checked(x, x_adv)
     checks.number(reach, name="reach", open_low=True)
     checks.count(size, name="size", low=2)
-    checks.count(refine, name="refine")
     if isinstance(third, Tensor):
         check_directions(third[None], x.numel(), name="third")
     else:
@@ -443,31 +373,28 @@ def plane(
     with runtime.frozen(model):
         ways = {"random": lambda: drawn[1], "gradient": lambda: _way_out(model, pair[:1])}
         v = _beside(u, third.detach().cpu() if isinstance(third, Tensor) else ways[third]())
-        across = torch.linspace(-reach, length + reach, size, dtype=torch.float64)
+        across = torch.linspace(-reach, length + reach, (size - 1) * _FINER + 1, dtype=torch.float64)
         up = across - length / 2
-        label = Labeller(model, pair[:1], torch.stack((u, v)))
-        labels = grid_labels(label, torch.tensor([[0, 0, 1]]), across.float(), up.float())[0].cpu()
-        if refine > 1:
-            across = torch.linspace(-reach, length + reach, (size - 1) * refine + 1, dtype=torch.float64)
-            up = across - length / 2
-            labels = _refined(label, labels, refine, torch.stack((across, up)).float())
+        label, offsets = Labeller(model, pair[:1], torch.stack((u, v))), torch.stack((across, up)).float()
+        coarse = grid_labels(label, torch.tensor([[0, 0, 1]]), *offsets[:, ::_FINER])[0].cpu()
+        labels = _refined(label, coarse, offsets)
     points = {"x": torch.zeros(2), **({"x_adv": torch.tensor([length, 0.0])} if length else {})}
     return Slice(labels, across, up, u, v, points)
 
 
-def _refined(label: Labeller, labels: Tensor, refine: int, offsets: Tensor) -> Tensor:
-    """Return the classes `labels` (S, S) of a plane on the grid of its `offsets` (2, T), finer by `refine`.
+def _refined(label: Labeller, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Return the classes `labels` (S, S) of a plane on the finer grid of its `offsets` (2, T).
 
     Places in cells whose corners are of one class get that class, the others are evaluated.
     """
-    cell = torch.arange(offsets.shape[1]).div(refine, rounding_mode="floor").clamp(max=len(labels) - 2)
+    cell = torch.arange(offsets.shape[1]).div(_FINER, rounding_mode="floor").clamp(max=len(labels) - 2)
     corners = torch.stack((labels[:-1, :-1], labels[:-1, 1:], labels[1:, :-1], labels[1:, 1:]))
     mixed = (corners != corners[0]).any(0)
     fine = labels[cell[:, None], cell]
     row, column = mixed[cell[:, None], cell].nonzero(as_tuple=True)
     where = torch.stack((offsets[0, column], offsets[1, row]), 1).to(label.device)
     image = torch.zeros(len(row), dtype=torch.int64, device=label.device)
-    fine[row, column] = label(image, torch.tensor([[0, 1]], device=label.device).expand(len(row), 2), where).cpu()
+    fine[row, column] = label(image, torch.arange(2, device=label.device).expand(len(row), 2), where).cpu()
     return fine
 
 

@@ -26,7 +26,7 @@ _BATCHES = 8  # slots of the pool, in batches of the model: the rows to be confi
 # far away too.
 _CAUTION = 1.2  # times the slope seen, at which the margins at both ends of an interval may fall in between
 _LEAST = 0.7  # of the slope at the image, or far away: no ray is taken to be flatter
-_HELD = 8  # of a stride, the part after which an image's gradient is compared
+_HELD = 8  # an image's gradient is compared after 1 / _HELD of a stride
 _NINE_OF_TEN = 1.645  # standard deviations within which nine of ten normal numbers lie
 _PENDING = 8  # positions looked at and not passed yet; the furthest of more are forgotten, and looked at again
 _FAR = 6  # directions along which the slope far away is taken

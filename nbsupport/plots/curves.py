@@ -20,9 +20,7 @@ _ACCURACIES = {"benign_accuracy": ("benign", "benign"), "pgd_accuracy": ("under 
 
 
 @style.house_style()
-def training_curves(
-    histories: Mapping[str, pd.DataFrame], *, n_validation: int | None = None, best: Mapping[str, int] | None = None
-) -> Figure:
+def training_curves(histories: Mapping[str, pd.DataFrame], *, n_validation: int, best: Mapping[str, int]) -> Figure:
     """Return accuracy (above) and loss (below) against the epoch, a column for each model.
 
     Parameters
@@ -30,7 +28,7 @@ def training_curves(
     histories
         Model -> table with the columns epoch, loss, benign_accuracy, pgd_accuracy (NaN: not measured).
     n_validation
-        Size of the validation part; adds Wilson's 95 % interval of each accuracy.
+        Size of the validation part, for Wilson's 95 % interval of each accuracy.
     best
         Model -> the epoch whose weights were kept, drawn as a vertical line.
 
@@ -40,8 +38,7 @@ def training_curves(
         For no model, an empty history or a missing column.
     """
     arrays.not_empty(histories, name="histories")
-    if n_validation is not None:
-        checks.count(n_validation, name="n_validation")
+    checks.count(n_validation, name="n_validation")
     fig = style.figure(5.2)
     axes = fig.subplots(2, len(histories), sharex="col", sharey="row", squeeze=False, height_ratios=[3, 2])
     for (upper, lower), (model, history) in zip(axes.T, histories.items(), strict=True):
@@ -50,35 +47,32 @@ def training_curves(
             epoch, value = history.loc[history[name].notna(), ["epoch", name]].to_numpy(float).T
             last = f"last {100 * value[-1]:.1f} %" if len(value) else "not measured"
             upper.plot(epoch, value, markersize=3.5, label=f"{label} ({last})", **style.examples_style(examples))
-            if n_validation is not None:
-                rates = [intervals.wilson(round(each * n_validation), n_validation) for each in value]
-                _band(upper, epoch, arrays.spread(rates)[1:], style.examples_colour(examples))
+            rates = [intervals.wilson(round(each * n_validation), n_validation) for each in value]
+            _band(upper, epoch, arrays.spread(rates)[1:], style.examples_colour(examples))
         lower.plot(history["epoch"], history["loss"], color=style.BLACK, marker=".", label="training loss")
         for ax in (upper, lower):
-            if best is not None and model in best:
-                ax.axvline(best[model], color="0.4", linestyle=":", label=f"epoch {best[model]}, kept")
+            ax.axvline(best[model], color="0.4", linestyle=":", label=f"epoch {best[model]}, kept")
         upper.set(title=f"{model} model", ylim=(-0.02, 1.02))
         upper.yaxis.set_major_formatter("{x:.0%}")
         upper.legend(loc="best", framealpha=0.9)
         lower.set(xlabel="epoch")
         lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    size = "" if n_validation is None else f"\n(n={n_validation}, 95 % interval)"
-    axes[0, 0].set_ylabel(f"validation accuracy{size}")
+    axes[0, 0].set_ylabel(f"validation accuracy\n(n={n_validation}, 95 % interval)")
     axes[1, 0].set_ylim(0, 1.08 * max(float(history["loss"].max()) for history in histories.values()))
     axes[1, 0].set_ylabel("training loss (nats)")
     return style.headline(fig, "Does training against PGD keep accuracy under PGD?")
 
 
 @style.house_style()
-def detector_training(histories: Mapping[str, Values], *, window: int | None = None) -> Figure:
+def detector_training(histories: Mapping[str, Values]) -> Figure:
     """Return the training loss of the detector, a line for each set of examples that it is trained on.
+
+    The pale line is every step; the line is the mean over a fiftieth of its history's steps.
 
     Parameters
     ----------
     histories
         Trained_on -> (steps,) the loss at every step.
-    window
-        The line is the mean over this many steps, the pale one every step; None: a fiftieth of the steps.
 
     Raises
     ------
@@ -88,18 +82,18 @@ def detector_training(histories: Mapping[str, Values], *, window: int | None = N
     arrays.not_empty(histories, name="histories")
     fig = style.figure(4.0)
     ax = fig.subplots()
+    widths = []
     for name in style.in_order(histories):
         loss = arrays.floats(histories[name], name=f"the history of {name}", shape=("steps",))
         checks.count(len(loss), name=f"the steps in the history of {name}")
-        window = max(1, len(loss) // 50) if window is None else window
-        checks.count(window, name="window")
-        width = min(window, len(loss))
+        width = max(1, len(loss) // 50)
+        widths.append(width)
         smooth = np.convolve(loss, np.full(width, 1 / width), mode="valid")
         every = (len(smooth) // 20, max(1, len(smooth) // 8))
         look = style.examples_style(name) | {"markersize": 4.5, "markevery": every, "linewidth": 1.5}
         ax.plot(np.arange(1, len(loss) + 1), loss, color=look["color"], alpha=0.2, linewidth=0.8, label="_steps")
         ax.plot(np.arange(width, len(loss) + 1), smooth, label=name, **look)
-    mean = "" if window == 1 else f", mean of {window} steps"
+    mean = "" if max(widths) == 1 else f", mean of {style.span(widths)} steps"
     ax.axhline(np.log(2), color="0.4", linestyle=":", linewidth=1.2, label="chance, ln 2")
     ax.set(xlabel="optimiser step", ylabel=f"training loss (nats){mean}", ylim=(0, None))
     ax.set_title("Does the detector learn more than to guess?")
@@ -152,9 +146,7 @@ def accuracy_curve(
 
 
 @style.house_style()
-def distance_curves(
-    distances: ByModel, *, last: float, pixel_max: float = 1.0, bootstrap: int = 0, seed: int = 0
-) -> Figure:
+def distance_curves(distances: ByModel, *, last: float, pixel_max: float = 1.0, bootstrap: int = 0) -> Figure:
     """Return the mean sorted boundary distance of each kind of example, a panel for each model.
 
     The rays of an image are sorted by distance; the curve is, at each rank, the mean over images of
@@ -170,8 +162,6 @@ def distance_curves(
         The axis is in units of [0, pixel_max].
     bootstrap
         Number of resamples of the images for a 95 % band; 0 draws none.
-    seed
-        Of the resamples.
 
     Raises
     ------
@@ -197,7 +187,7 @@ def distance_curves(
         ax.plot(rank[: first + 1], curve[: first + 1], label=f"{name}, n={n}", **look)
         if first < rays:
             ax.plot(rank[first:], curve[first:], linestyle=(0, (4, 2)), label="_dashed", color=look["color"])
-        _bootstrap_band(ax, name, capped, bootstrap, seed)
+        _bootstrap_band(ax, name, capped, bootstrap)
     for ax in fig.axes:
         ax.axhline(last * pixel_max, color="0.5", linewidth=0.8, zorder=1)
         ax.set(xlabel="rank of the ray (1: the nearest boundary)", ylim=(0, 1.04 * last * pixel_max))
@@ -424,10 +414,10 @@ def _band(ax: Axes, x: Floats, ends: Floats, colour: str) -> None:
     ax.fill_between(x, *ends, color=colour, alpha=0.2, linewidth=0)
 
 
-def _bootstrap_band(ax: Axes, name: str, values: Floats, bootstrap: int, seed: int) -> None:
+def _bootstrap_band(ax: Axes, name: str, values: Floats, bootstrap: int) -> None:
     """Draw the percentile bootstrap's 95 % interval of the means of `values` (N, M) over images."""
     n = len(values)
     if bootstrap and n:
-        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=bootstrap) / n
+        weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=bootstrap) / n
         ends = np.quantile(weights @ values, [0.025, 0.975], axis=0)
         _band(ax, np.arange(1, values.shape[1] + 1), ends, style.examples_colour(name))

@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from nbsupport import checks, intervals
+from nbsupport import intervals
 from nbsupport.intervals import Rate
 from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import ByName, Floats, Names, Values
 
+_PER_CLASS = 16  # images in a row of `montage`
+_SHOWN, _MAGNIFY = 4, 3.0  # images of a variant, and how many times their difference is drawn
 _PARTS = dict(zip(("training", "test"), style.PAIR, strict=True))
 
 
@@ -45,8 +47,8 @@ def difference_tile(x: Floats, x_adv: Floats, magnify: float, caption: str = "")
 
 
 @style.house_style()
-def montage(images: Values, labels: Values, classes: Names, *, per_class: int = 16) -> Figure:
-    """Return the first `per_class` images of every class, a row for each class.
+def montage(images: Values, labels: Values, classes: Names) -> Figure:
+    """Return the first 16 images of every class, a row for each class; a class that has fewer leaves the rest white.
 
     Parameters
     ----------
@@ -56,8 +58,6 @@ def montage(images: Values, labels: Values, classes: Names, *, per_class: int = 
         (N,) whole numbers, the index of a class.
     classes
         The L names.
-    per_class
-        Images in a row; a class that has fewer leaves the rest white.
 
     Raises
     ------
@@ -66,23 +66,22 @@ def montage(images: Values, labels: Values, classes: Names, *, per_class: int = 
     """
     x = arrays.images(images, name="images")
     y = arrays.labels(labels, name="labels", shape=(len(x),), classes=classes)
-    checks.count(per_class, name="per_class")
     chosen = [np.flatnonzero(y == label) for label in range(len(classes))]
     height, width = x.shape[2:]
     gap = max(1, height // 10)
     step = height + gap
-    canvas = np.ones((len(classes), step, per_class, width + gap, *as_picture(x[0]).shape[2:]))
+    canvas = np.ones((len(classes), step, _PER_CLASS, width + gap, *as_picture(x[0]).shape[2:]))
     for row, index in enumerate(chosen):
-        for column, image in enumerate(x[index[:per_class]]):
+        for column, image in enumerate(x[index[:_PER_CLASS]]):
             canvas[row, :height, column, :width] = as_picture(image)
     mosaic = canvas.reshape(len(classes) * step, -1, *canvas.shape[4:])[:-gap, :-gap]
-    tile = min((style.WIDTH - 1.4) / per_class, 0.8)
+    tile = min((style.WIDTH - 1.4) / _PER_CLASS, 0.8)
     fig = style.figure(0.6 + tile * len(classes) * height / width)
     ax = fig.subplots()
     Tile(mosaic).draw(ax)
     names = [f"{name}  (n={len(index)})" for name, index in zip(classes, chosen, strict=True)]
     ax.set_yticks([row * step + height / 2 for row in range(len(classes))], names)
-    title = f"The first {per_class} images of each class; n: images of the class in the set"
+    title = f"The first {_PER_CLASS} images of each class; n: images of the class in the set"
     ax.set(xticks=[], frame_on=False, title=title)
     ax.tick_params(left=False, grid_alpha=0)
     return fig
@@ -195,7 +194,6 @@ def attack_grid(
     after: ByName | None = None,
     classes: Names | None = None,
     pixel_max: float = 1.0,
-    magnify: float | None = None,
 ) -> Figure:
     """Return the originals (first column) beside every attack's result: a row for each image.
 
@@ -213,8 +211,6 @@ def attack_grid(
         The L names; None: a label is written as its number.
     pixel_max
         The RMS above each image is in units of [0, pixel_max].
-    magnify
-        If given, a second row below each image shows this multiple of the difference, clipped to [-1, 1].
 
     Raises
     ------
@@ -230,10 +226,6 @@ def attack_grid(
             rms = f"RMS {arrays.rms(x_adv[i], original) * pixel_max:.3g}"
             tiles.append(_result(x_adv[i], found[i], first[i], rms))
         rows.append((f"image {i + 1}", tiles))
-        if magnify is not None:
-            checks.number(magnify, name="magnify", open_low=True)
-            differences = [difference_tile(original, x_adv[i], magnify) for x_adv, _ in results.values()]
-            rows.append((f"difference\nx {magnify:g}", [Tile(), *differences]))
     labels = "" if after is None else "the model's label (grey: unchanged)\nand "
     title = (
         f"Can you still see the class? n={len(originals)}; above each image: {labels}the RMS ({style.unit(pixel_max)})"
@@ -251,10 +243,10 @@ def variants_side_by_side(
     classes: Names,
     region_accuracy: Mapping[str, Rate] | None = None,
     pixel_max: float = 1.0,
-    shown: int = 4,
-    magnify: float = 3.0,
 ) -> Figure:
     """Return the variants of one attack under the same originals: images on the left, differences on the right.
+
+    The first four images are drawn, and three times their differences, clipped to [-1, 1].
 
     Parameters
     ----------
@@ -266,10 +258,6 @@ def variants_side_by_side(
         As in `attack_grid`.
     region_accuracy
         Name of the examples -> accuracy of the region classifier, if measured.
-    shown
-        Number of images drawn, the first.
-    magnify
-        The right half shows this multiple of the difference, clipped to [-1, 1].
 
     Raises
     ------
@@ -277,10 +265,8 @@ def variants_side_by_side(
         For shapes that do not agree, or a variant without labels.
     """
     arrays.not_empty(variants, name="variants")
-    checks.count(shown, name="shown")
-    checks.number(magnify, name="magnify", open_low=True)
     originals, first, results = _checked(x, variants, before, after, classes)
-    some = range(min(shown, len(originals)))
+    some = range(min(_SHOWN, len(originals)))
     rows = [("original", [_tile(originals[i], first[i]) for i in some])]
     for name, (x_adv, found) in results.items():
         mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max, bounds=(0, pixel_max))
@@ -289,10 +275,10 @@ def variants_side_by_side(
             rate = region_accuracy[name]
             text += f"\nregion accuracy\n{style.percent(rate)}, n={rate.n}"
         tiles = [_result(x_adv[i], found[i], first[i]) for i in some]
-        rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], magnify) for i in some]))
+        rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], _MAGNIFY) for i in some]))
     colours = " (red: brighter)" if originals.shape[1] == 1 else ""
     title = "Does the variant of the authors go further than the equations, and is it harder to vote back?\n"
-    title += f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
+    title += f"Above each image: the model's label (grey: unchanged); right: the difference x {_MAGNIFY:g}{colours}\n"
     title += f"RMS ({style.unit(pixel_max)}) and accuracy with 95 % intervals"
     return _tile_figure(rows, title=title, margin=1.75, split=len(some))
 

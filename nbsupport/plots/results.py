@@ -20,6 +20,7 @@ _CLASSIFIERS = {"point classifier (above)": (-0.2, 1.0), "region classifier (bel
 _ENDS = ("", "_low", "_high")
 _NO_ATTACK = "benign, all\nor minimum"
 _REGION = ["region_accuracy", "region_low", "region_high"]
+_DEFENCES, _AS_POINTS = ("vote", "detector"), ("PGD", "OPTSTRONG")  # of `evasion_curves`
 _KINDS: dict[str, Any] = {"transferred": "-", "adaptive": (0, (4, 1))}
 # All are OPTMARGIN, with one part of its demand growing.
 _DEMANDS: dict[str, dict[str, Any]] = {
@@ -284,11 +285,12 @@ def evasion_curves(
     attempts: Sequence[suite.Attempt],
     *,
     images: int,
-    defences: Sequence[str] = ("vote", "detector"),
-    points: Sequence[str] = ("PGD", "OPTSTRONG"),
     pixel_max: float = 1.0,
 ) -> Figure:
-    """Return what share of the images each defence holds at every RMS, transferred and adaptive attacks apart.
+    """Return what share of the images vote and detector hold at every RMS, transferred and adaptive attacks apart.
+
+    There is a panel for each threshold of the detector. PGD and OPTSTRONG also stand as points, at their mean RMS, with
+    the share that the defence holds against them.
 
     Parameters
     ----------
@@ -296,21 +298,17 @@ def evasion_curves(
         The attacks on one model.
     images
         How many images they were given.
-    defences
-        Those shown, a panel for each threshold of their detector.
-    points
-        Attacks that also stand as points, at their mean RMS, with the share that the defence holds against them.
     pixel_max
         The axis is in units of [0, pixel_max].
 
     Raises
     ------
     ValueError
-        Where no defence was attacked.
+        Where neither was attacked.
     """
-    least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in defences}
+    least = {key: kinds for key, kinds in suite.least_rms(attempts, images).items() if key[0] in _DEFENCES}
     if not least:
-        raise ValueError(f"expected an attack on one of {', '.join(defences)}, got none; pass attempts on one model")
+        raise ValueError(f"expected an attack on {' or '.join(_DEFENCES)}, got none; pass attempts on one model")
     every = np.concatenate([one.rms.double().numpy() for one in attempts]) * pixel_max
     first, last = 0.8 * every[every > 0].min(initial=pixel_max), 1.1 * every.max(initial=0)
     fig = style.panels(map(_defence, least), 4.0, sharex=True, sharey=True)
@@ -322,7 +320,7 @@ def evasion_curves(
             held, low, high = arrays.spread([intervals.wilson(k, images) for k in (*counts, counts[-1])])
             ax.step(at, held, where="post", color=colour, label=f"{kind} attacks", linestyle=dashes)
             ax.fill_between(at, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
-        for one in [one for one in attempts if one.attack in points and key in one.evaded]:
+        for one in [one for one in attempts if one.attack in _AS_POINTS and key in one.evaded]:
             rate, look = tables.share(~one.evaded[key]), style.examples_style(one.attack)
             look |= {"linestyle": "none", "markersize": 8, "markeredgecolor": style.BLACK, "zorder": 4}
             error = style.whiskers([rate.value], [rate.low], [rate.high])

@@ -69,7 +69,6 @@ def slice_figure(
     votes: Mapping[str, Rate] | None = None,
     axes: tuple[str, str] = ("change by the attack", "random direction"),
     pixel_max: float = 1.0,
-    title: str = "Which class fills the hypercubes?",
 ) -> Figure:
     """Return a 2-D slice through an image: the class regions, marked points, outlines of hypercubes, and views.
 
@@ -80,7 +79,6 @@ def slice_figure(
     ----------
     plane
         From `boundary.plane`. Its `points` are drawn in the colour of the examples that they are named after.
-        Orthogonal directions of equal size show true angles.
     radius
         Half-width of the hypercubes, in [0, 1] units.
     classes
@@ -97,19 +95,17 @@ def slice_figure(
         Names in `around` -> the share of the votes in the hypercube that went to the class of the image, written
         beside the outline's name. It is of the hypercube's volume, of which the slice is a vanishing part.
     axes
-        What the two directions are; the unit (RMS, or the value of the one pixel that changes) is added.
+        What the two directions are; the unit is added.
     pixel_max
         The axes are in units of [0, pixel_max].
-    title
-        Above the slice.
 
     Raises
     ------
     ValueError
-        For shapes that do not agree, labels out of range, offsets that do not ascend, a name in `around` that is not
-        in `points`, or views without labels.
+        For shapes that do not agree, labels out of range, a name in `around` that is not in `points`, or views
+        without labels.
     """
-    across, up = _ascending(plane.across, "across"), _ascending(plane.up, "up")
+    across, up = (arrays.floats(each, name="offsets", shape=("S",)) for each in (plane.across, plane.up))
     grid = arrays.labels(plane.labels, name="labels", shape=(len(up), len(across)), classes=classes)
     outline = hypercube_outline(plane.u, plane.v, radius)
     points = {name: arrays.floats(place, name=f"point {name}", shape=(2,)) for name, place in plane.points.items()}
@@ -122,50 +118,33 @@ def slice_figure(
     projected = arrays.floats(np.empty((0, 2)) if views is None else views, name="views", shape=("V", 2))
     own = np.empty(0, int) if view_labels is None else view_labels
     found = arrays.labels(own, name="view_labels", shape=(len(projected),), classes=classes)
-    directions = [arrays.floats(each, name="direction", shape=("D",)) for each in (plane.u, plane.v)]
-    sizes, kinds = zip(*map(_size, directions), strict=True)
-    scale = pixel_max * np.array(sizes)
     colours = style.class_colours(len(classes), true)
     fig = style.figure(5.0, layout="none")
     ax = fig.add_axes((0.095, 0.12, 0.45, 0.81), anchor="NW")
     pale = [style.blend(colour, 1.0, 0.8 if label == true else 0.45) for label, colour in enumerate(colours)]
-    handles = _regions(ax, grid, across * scale[0], up * scale[1], classes, pale)
+    handles = _regions(ax, grid, across * pixel_max, up * pixel_max, classes, pale)
     for label in np.unique(found):
         mark = {"marker": style.MARKERS[label % len(style.MARKERS)], "color": colours[label], "linestyle": "none"}
         mark |= {"markersize": 5, "markeredgecolor": style.BLACK, "markeredgewidth": 0.5, "zorder": 4}
-        each = projected[found == label] * scale
+        each = projected[found == label] * pixel_max
         handles += ax.plot(*each.T, label=f"views of class {classes[label]}: {len(each)}", **mark)
     for name, place in points.items():
         dot = style.examples_style(name) | {"linestyle": "none", "markersize": 8.5, "markeredgecolor": "white"}
-        handles += ax.plot(*(place * scale), zorder=5, label=name, **dot)
+        handles += ax.plot(*(place * pixel_max), zorder=5, label=name, **dot)
     for name, centre in centres.items():
         colour = style.examples_colour(name)
-        ax.add_patch(Polygon((outline + centre) * scale, fill=False, edgecolor=colour, linewidth=2, zorder=3))
+        ax.add_patch(Polygon((outline + centre) * pixel_max, fill=False, edgecolor=colour, linewidth=2, zorder=3))
         label = f"around {name}"
         if votes is not None and name in votes:
             label += f"\ntrue class: {style.percent(votes[name])} of n={votes[name].n} votes"
         handles.append(Line2D([], [], color=colour, linewidth=2, label=label))
-    names = [f"{text}, {kind} ({style.unit(pixel_max)})" for text, kind in zip(axes, kinds, strict=True)]
-    ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal" if kinds[0] == kinds[1] else "auto")
+    names = [f"{text}, RMS ({style.unit(pixel_max)})" for text in axes]
+    ax.set(xlabel=names[0], ylabel=names[1], title="Which class fills the hypercubes?", aspect="equal")
     text = f"outlines: the slice through hypercubes\nof radius {radius * pixel_max:.3g}"
     look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.555, 0.95), "frameon": False, "title": text}
     look |= {"alignment": "left", "columnspacing": 1.0, "handlelength": 1.6}
     fig.legend(handles=handles, ncols=2 if len(handles) > 12 else 1, **look)
     return fig
-
-
-def _ascending(values: Values, name: str) -> Floats:
-    offsets = arrays.floats(values, name=name, shape=("n",))
-    if len(offsets) < 2 or (np.diff(offsets) <= 0).any():
-        raise ValueError(f"expected {name} as two or more ascending values, got {len(offsets)} that do not ascend")
-    return offsets
-
-
-def _size(direction: Floats) -> tuple[float, str]:
-    """Return the length of one offset and what it is: a pixel's change along the axis of a pixel, RMS elsewhere."""
-    if np.count_nonzero(direction) == 1:
-        return float(np.abs(direction).max()), "change"
-    return float(np.sqrt(np.mean(direction**2))), "RMS"
 
 
 def _regions(

@@ -166,7 +166,7 @@ class Follower:
 def results(run: Run, *, where: bool = True) -> str:
     """Return the end of a run: the attacks, a line for each claim, the worst warnings, and `where` to look next.
 
-    Of the attacks and models of the notebooks it makes about 45 lines, of at most 120 columns each but for paths.
+    With the notebooks' attacks this is about 45 lines of at most 120 columns; only paths may be longer.
     """
     told = {"claims": _claims, "warnings": _warnings}
     kept = {name: stage for name, stage in stored(run.dir, ".csv").items() if name in (*told, *MAIN)}
@@ -284,6 +284,8 @@ def _attacks(frames: Mapping[str, Any]) -> list[str]:
     """Return the main table: a row for each model's benign images and attacks, from three tables."""
     import pandas as pd
 
+    from nbsupport import tables  # which loads torch
+
     parts = [frames[name] for name in MAIN if name in frames]
     if not parts:
         return []
@@ -291,26 +293,21 @@ def _attacks(frames: Mapping[str, Any]) -> list[str]:
     rows = rows[~rows.examples.isin(("noise", "errors"))]  # the controls
     rows = rows.assign(first=rows.examples == "benign").sort_values(["model", "first"], ascending=[True, False])
     rows = rows.groupby(["model", "examples"], sort=False).first().reset_index()  # n is that of the first
+
+    def shares(*names: str) -> list[str]:
+        return tables.in_words(rows.reindex(columns=names), names[0])
+
     told = {
         "model": rows.model,
         "examples": rows.examples,
         "n": rows.n,
-        "success": _percent(rows, "success_rate", "success_rate_low", "success_rate_high"),
+        "success": shares("success_rate", "success_rate_low", "success_rate_high"),
         "mean RMS": rows.get("mean_rms"),
-        "accuracy": _percent(rows, "point_accuracy"),
-        "accuracy of the vote": _percent(rows, "region_accuracy", "region_low", "region_high"),
+        "accuracy": shares("point_accuracy"),
+        "accuracy of the vote": shares("region_accuracy", "region_low", "region_high"),
         "median distance": rows.get("median_distance"),
     }
     return [frame_text(pd.DataFrame(told)), LEGEND]
-
-
-def _percent(rows: pd.DataFrame, *names: str) -> list[str]:
-    """Return shares in per cent, such as "98 % [97, 99]" where `names` are those of its value, low and high."""
-    from nbsupport.intervals import per_cent  # which loads scipy
-
-    shape = "{} %" if len(names) == 1 else "{} % [{}, {}]"
-    shares = rows.reindex(columns=names).itertuples(index=False)
-    return ["" if math.isnan(share[0]) else shape.format(*map(per_cent, share)) for share in shares]
 
 
 def _claims(frame: Any) -> list[str]:

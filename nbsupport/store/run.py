@@ -182,7 +182,8 @@ class Run:
             What the random numbers are for: a kernel that takes a `generator` is given the one that the run's seed and
             this purpose name, the same for every shard, so that all images share its draws. None: it is given none.
         shard : int, optional
-            Images stored at once on a CPU; on a GPU as many times more as a batch holds there. None: a batch.
+            Images stored at once on a CPU; on a GPU as many times more as a batch holds there. None: a batch, at least
+            32.
         **settings
             Handed to the kernel whole; tensors lie on the model's device.
 
@@ -226,8 +227,7 @@ class Run:
         The result has `tensors` and its class `from_tensors`. Records among `inputs` are moved to this process's
         device. A function that takes `progress` is given one, which reports to the journal.
         """
-        made_from, options, made = self._piece(name, function, inputs, seed, settings)
-        return self._computed(name, 1, 1, lambda _: iter([(made(), {})]), made_from, self._unless_told(name, options))
+        return self._pieces([name], function, inputs, seed, settings, split=lambda made: [made])[0]
 
     def keep_results(
         self, names: Sequence[str], function: Kernel, *inputs: Any, seed: Seed = None, **settings: Any
@@ -236,47 +236,44 @@ class Run:
 
         They are computed together and found again one by one: the detectors of all folds. See `keep_result`.
         """
-        made_from, options, made = self._piece(names[0], function, inputs, seed, settings)
-        return [
-            self._computed(
-                name,
-                1,
-                1,
-                lambda _, place=place: iter([(made()[place], {})]),
-                made_from,
-                self._unless_told(name, options),
-            )
-            for place, name in enumerate(names)
-        ]
+        return self._pieces(names, function, inputs, seed, settings, split=list)
 
-    def _piece(
-        self, name: str, function: Kernel, inputs: Sequence[Any], seed: Seed, settings: Mapping[str, Any]
-    ) -> tuple[dict[str, str], dict[str, Any], Callable[[], Any]]:
-        """Return what `function(*inputs, **settings)` is made from, its options, and what computes it, once."""
+    def _pieces(
+        self,
+        names: Sequence[str],
+        function: Kernel,
+        inputs: Sequence[Any],
+        seed: Seed,
+        settings: Mapping[str, Any],
+        *,
+        split: Callable[[Any], list[Any]],
+    ) -> list[Any]:
+        """Return what `split` makes of `function(*inputs, **settings)`, each stored under its own name."""
         from nbsupport.record import Record
 
         options = {**settings, **self._generator(function, seed)}
         if "progress" in _names(function):
-            options["progress"] = functools.partial(self.journal.report, _made_by(name), name, unit="steps")
+            first = names[0]
+            options["progress"] = functools.partial(self.journal.report, _made_by(first), first, unit="steps")
         described = {**dict(zip(_names(function), inputs, strict=False)), **settings}
         made_from = self._parts(function, described, seed)
 
         @functools.cache
-        def made() -> Any:
+        def made() -> list[Any]:
             here = [value.to(self.device) if isinstance(value, Record) else value for value in inputs]
-            return function(*here, **options)
+            return split(function(*here, **options))
 
-        return made_from, options, made
+        def report(name: str, done: int, event: str = "progress", **extra: Any) -> None:
+            if "progress" not in options or event not in ("started", "progress"):  # these the function reports itself
+                self.journal.report(_made_by(name), name, done, 1, "results", event, **extra)
 
-    def _unless_told(self, name: str, options: Mapping[str, Any]) -> Kernel:
-        """Return what reports on one result, unless the function does so itself."""
-        report = functools.partial(self.journal.report, _made_by(name), name, total=1, unit="results")
+        def compute(place: int, _: Sequence[slice]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+            yield made()[place], {}
 
-        def unless_told(done: int, event: str = "progress", **extra: Any) -> None:
-            if "progress" not in options or event not in ("started", "progress"):
-                report(done, event=event, **extra)
-
-        return unless_told
+        return [
+            self._computed(name, 1, 1, functools.partial(compute, place), made_from, functools.partial(report, name))
+            for place, name in enumerate(names)
+        ]
 
     def _computed(self, name: str, total: int, shard: int, compute: Any, made_from: Any, report: Kernel) -> Any:
         if name not in self._read or kept.changed(self._read[name][1], made_from):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nbsupport import boundary, checks, files, plots, region, runtime, store, suite, tables
 from nbsupport.presets import Settings
 
-RAYS = 32  # of the run's directions, evenly chosen
+RAYS = 32  # of the run's directions at most, evenly chosen
+_PLACES = 49  # along each side of a slice
 THIRDS = {
     "view": "a view of OPTMARGIN, nearest to the true class",
     "gradient": "the gradient, steepest way out of the class",
@@ -137,9 +138,6 @@ class Stored:
 
         `y`: only images of this true class.
         """
-        checks.choice(condition, FILTERS, name="condition")
-        if y is not None:
-            checks.count(y, name="y", low=0)
         frame = FILTERS[condition][1](self.images[model, attack])
         return frame if y is None else frame[frame.y == y]
 
@@ -253,9 +251,7 @@ class Live(NamedTuple):
     total: int
 
 
-def look_between(
-    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, share: float, *, rays: int = RAYS
-) -> Iterator[Live]:
+def look_between(s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, share: float) -> Iterator[Live]:
     """Yield what is known of the image at `share` of the way from `x` to `x_adv`, after every part of the work.
 
     The first comes after a single forward pass, the second with the vote, the others with more and more rays. Vote and
@@ -271,21 +267,11 @@ def look_between(
         In [0, 1].
     share : float
         0 is `x`, 1 is `x_adv`; may lie beyond.
-    rays : int
-        Directions to probe, at least 1; all of the run's where there are no more.
-
-    Raises
-    ------
-    ValueError
-        For images of different shape or out of range, a `share` that is not finite, `rays` below 1.
     """
-    checks.images(torch.stack((x, x_adv)))
-    checks.number(share, name="share", low=-float(10**6), high=float(10**6))
-    checks.count(rays, name="rays")
     image = x_adv if share == 1 else (x + share * (x_adv - x)).clamp(0, 1)  # exactly the adversarial image at its end
     logits = runtime.logits(model, image[None])[0].cpu()
     every = suite.directions(s, tuple(x.shape))
-    chosen = torch.linspace(0, len(every) - 1, min(rays, len(every))).round().long()
+    chosen = torch.linspace(0, len(every) - 1, min(RAYS, len(every))).round().long()
     parts = chosen.split(_CHUNK)
     rms, version = float((image - x).square().mean().sqrt()), plots.Version(image, label=int(logits.argmax()))
     live = Live(share, rms, logits, chosen[:0], version, done=1, total=2 + len(parts))
@@ -337,7 +323,7 @@ class ViewSlice(NamedTuple):
 
 
 def slice_with_views(
-    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, y: int, name: str, *, third: str = "random", size: int = 49
+    s: Settings, model: nn.Module, x: Tensor, x_adv: Tensor, y: int, name: str, *, third: str = "random"
 ) -> ViewSlice:
     """Return the plane through an image `x` and its adversarial version `x_adv` (C, H, W), with OPTMARGIN's views.
 
@@ -357,15 +343,12 @@ def slice_with_views(
     third : {"random", "gradient", "view"}
         What spans the plane beside the attack's change: as in `boundary.plane`, or the view that comes nearest to the
         true class (by the margin of its logits).
-    size : int
-        Places along each side.
 
     Raises
     ------
     ValueError
-        For an unknown `third`, and as `boundary.plane`.
+        As `boundary.plane`.
     """
-    checks.choice(third, THIRDS, name="third")
     offsets = suite.view_offsets(s, name if name in suite.OPTMARGINS else suite.OPTMARGINS[0], tuple(x.shape))
     z = runtime.logits(model, (x_adv + offsets).clamp(0, 1)).cpu()  # (V, L)
     checks.logits(z, count=len(offsets))
@@ -374,7 +357,7 @@ def slice_with_views(
     if third == "view":
         margin = (z[:, y] - z.index_fill(1, torch.tensor([y]), -torch.inf).amax(1))[:-1]  # the last view is zero
         way = flat[margin.argmax()] if len(margin) else "random"
-    seen = suite.plane(s, model, x, x_adv, name, third=way, size=size)
+    seen = suite.plane(s, model, x, x_adv, name, third=way, size=_PLACES)
     around = list(seen.points.values())[-1].double()  # the adversarial image
     views = flat.double() @ torch.stack((seen.u, seen.v), 1).double() / x.numel()  # projected onto the plane
     return ViewSlice(seen, around + views, z.argmax(1))
