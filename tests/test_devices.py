@@ -109,7 +109,7 @@ LABELLED: dict[str, Call] = {
         for way in ("scan", "bracket", "refine")
     },
     "audit": lambda m, x, y: boundary.audit(m, x, DIRECTIONS, GRID, scanned(m, x), rays=20, generator=seeded()),
-    "reentry": lambda m, x, y: {"returned": boundary.reentry(m, x, DIRECTIONS, GRID, scanned(m, x))},
+    "reentry": lambda m, x, y: boundary.reentry(m, x, DIRECTIONS, GRID, scanned(m, x)),
     "triple_points": triple_points,
 }
 KERNELS: dict[str, Call] = {
@@ -118,7 +118,7 @@ KERNELS: dict[str, Call] = {
     "stability": lambda m, x, y: attacks.stability(m, x, y),
     "failure_indicators, eps": partial(indicated, eps=0.02),
     "failure_indicators, l2": partial(indicated, eps=None),
-    "normals": lambda m, x, y: {"angle": boundary.normals(m, x, DIRECTIONS, scanned(m, x))},
+    "normals": lambda m, x, y: boundary.normals(m, x, DIRECTIONS, scanned(m, x)),
     "geometry": geometry,
     "plane": plane,
     "purity": lambda m, x, y: {"purity": boundary.purity(scanned(m, x), num_classes=5)},

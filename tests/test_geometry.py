@@ -44,16 +44,17 @@ def test_all_normals_of_a_half_space_are_its_own() -> None:
     assert len(image) > 30
     assert profile.center.unique().numel() == 2  # from both sides
     outwards = torch.where(profile.center[image] == 0, 1.0, -1.0)[:, None] * normal / normal.norm()
-    torch.testing.assert_close(found, degrees(outwards, d[direction]))
-    assert bool((found < 90).all())  # a ray that crosses goes with the normal
-    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.normal, outwards)
+    torch.testing.assert_close(found.angle, degrees(outwards, d[direction]))
+    assert bool((found.angle < 90).all())  # a ray that crosses goes with the normal
+    assert found.angle.dtype == torch.float64
 
 
 @pytest.mark.parametrize(("direction", "angle"), [([3.0, 0], 0.0), ([1.0, 1], 45.0), ([1.0, 1e-4], math.degrees(1e-4))])
 def test_angles_are_exact(direction: list[float], angle: float) -> None:
     model, x, d = HalfSpace(torch.tensor([2.0, 0]), 1.1), torch.full((1, 1, 1, 2), 0.5), torch.tensor([direction])
     found = boundary.normals(model, x, d, boundary.probe(model, x, d, GRID))
-    assert found.item() == pytest.approx(angle, rel=1e-6, abs=1e-9)
+    assert found.angle.item() == pytest.approx(angle, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(("start", "sign"), [(0.0, 1.0), (0.6, -1.0)])  # from inside outwards, and back
@@ -67,7 +68,8 @@ def test_normals_of_a_ball_are_radial(start: float, sign: float) -> None:
     assert len(image) > 2
     crossing = x[image].flatten(1) + profile.distance[profile.reached][:, None] * d[direction]
     radial = sign * (crossing - 0.5)
-    torch.testing.assert_close(found, degrees(radial, d[direction]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.normal, radial / radial.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.angle, degrees(radial, d[direction]), atol=1e-3, rtol=0)
 
 
 def test_normals_of_a_wedge_lie_across_its_edges() -> None:
@@ -77,14 +79,14 @@ def test_normals_of_a_wedge_lie_across_its_edges() -> None:
     x, d = around(12)
     profile = boundary.probe(model, x, d, GRID, search="refine")
     found = boundary.normals(model, x, d, profile)
-    image, direction = profile.reached.nonzero().T
+    image, _ = profile.reached.nonzero().T
     own, other = axes[profile.center[image]], axes[profile.adjacent[profile.reached].long()]
     expected = (other.cos() - own.cos())[:, None] * first + (other.sin() - own.sin())[:, None] * second
     assert torch.stack((own, other), 1).unique(dim=0).shape[0] > 4
-    torch.testing.assert_close(found, degrees(expected, d[direction]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.normal, expected / expected.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
     edge = (own + other) / 2  # the edge is midway between the axes, and the normal is at a right angle to it
     along = edge.cos()[:, None] * first + edge.sin()[:, None] * second
-    assert float((expected * along).sum(1).abs().max()) < 1e-5
+    assert float((found.normal * along).sum(1).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -100,7 +102,20 @@ def test_gradients_are_those_of_differences_at_the_clipped_crossing(channels_las
         z = double(point.view(1, *IN_SHAPE))[0]
         (z[profile.adjacent[i, k]] - z[profile.center[i]]).backward()
         assert point.grad is not None
-        torch.testing.assert_close(found[r], degrees(point.grad, d[k]), atol=2e-2, rtol=0)
+        torch.testing.assert_close(found.normal[r].double(), point.grad / point.grad.norm(), atol=2e-4, rtol=0)
+        torch.testing.assert_close(found.angle[r], degrees(point.grad, d[k]), atol=2e-2, rtol=0)
+
+
+def test_chosen_rays_come_in_their_order() -> None:
+    x, d = images(5), boundary.directions(DIM, 6, negate=True, generator=generator(1))
+    profile = boundary.probe(Rugged(), x, d, GRID)
+    every = boundary.normals(Rugged(), x, d, profile)
+    pick = torch.tensor([7, 2, 2, 0])
+    found = boundary.normals(Rugged(), x, d, profile, rays=profile.reached.nonzero()[pick])
+    torch.testing.assert_close(found.normal, every.normal[pick])
+    torch.testing.assert_close(found.angle, every.angle[pick])
+    none = boundary.normals(Rugged(), x, d, profile, rays=torch.empty(0, 2, dtype=torch.int64))
+    assert (none.normal.shape, none.angle.shape) == ((0, DIM), (0,))
 
 
 class Steps(nn.Module):
@@ -114,13 +129,14 @@ class Steps(nn.Module):
 def test_without_a_gradient_there_is_no_normal() -> None:
     x, d = torch.full((1, 1, 1, 2), 0.4), torch.ones(1, 2)
     found = boundary.normals(Steps(), x, d, boundary.probe(Steps(), x, d, GRID))
-    assert found.isnan().tolist() == [True]
+    assert found.normal.tolist() == [[0, 0]]
+    assert found.angle.isnan().tolist() == [True]
 
 
 def test_small_gradients_do_not_underflow() -> None:
     model, x, d = HalfSpace(1e-30 * torch.tensor([3.0, 4]), 4e-30), torch.full((1, 1, 1, 2), 0.5), torch.ones(1, 2)
     found = boundary.normals(model, x, d, boundary.probe(model, x, d, GRID))
-    torch.testing.assert_close(found, degrees(torch.tensor([[0.6, 0.8]]), d))
+    torch.testing.assert_close(found.normal, torch.tensor([[0.6, 0.8]]))
 
 
 def test_the_model_comes_back_as_it_was() -> None:
@@ -132,12 +148,31 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert model.first.requires_grad
     assert model.first.grad is None
     assert x.grad is None
-    assert not found.requires_grad
+    assert not found.normal.requires_grad
 
 
 class Broken(HalfSpace):
     def forward(self, x: Tensor) -> Tensor:
         return math.nan * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("rays", "message"),
+    [
+        ([[0, 0]], r"expected rays as int64 pairs \(image, direction\) of shape \(R, 2\), got list"),
+        (torch.zeros(1, 2), r"int64 pairs .*, got torch.float32 of shape \(1, 2\)"),
+        (torch.tensor([0, 0]), r"int64 pairs .*, got torch.int64 of shape \(2,\)"),
+        (torch.tensor([[1, 0]]), "expected rays of 1 images, from 0 to 0, got 1 to 1"),
+        (torch.tensor([[0, -1]]), "expected rays of 2 directions, from 0 to 1, got -1 to -1"),
+        (torch.tensor([[0, 0], [0, 1]]), "expected rays that meet a boundary, .*; choose from profile.reached.nonzero"),
+    ],
+)
+def test_rays_are_checked(rays: Tensor, message: str) -> None:
+    model, x, d = HalfSpace(torch.tensor([1.0, 0]), 0.55), torch.full((1, 1, 1, 2), 0.5), torch.eye(2)
+    profile = boundary.probe(model, x, d, GRID)
+    assert profile.reached.tolist() == [[True, False]]
+    with pytest.raises(ValueError, match=message):
+        boundary.normals(model, x, d, profile, rays=rays)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +199,7 @@ def test_a_gpu_finds_the_same_normals(cuda: torch.device, stored: bool) -> None:
         profile = Profile(*(getattr(profile, f).to(cuda) for f in ("center", "distance", "adjacent", "reached")))
     here = boundary.normals(Rugged(), x, d, profile)
     there = boundary.normals(Rugged().to(cuda), x, d, profile)
-    torch.testing.assert_close(there.cpu(), here, atol=0.05, rtol=0)
+    torch.testing.assert_close(there.normal.cpu(), here.normal, atol=1e-3, rtol=0)
 
 
 def walk(model: nn.Module, x: Tensor, d: Tensor, grid: Tensor, profile: boundary.Profile) -> Tensor:
@@ -193,17 +228,19 @@ def test_reentry_equals_the_slow_walk(rays: tuple[Tensor, Tensor], search: str, 
     expected = walk(model, *rays, grid, profile)
     assert 0.2 < expected.isfinite().float().mean() < 0.98
     found = boundary.reentry(model, *rays, grid, profile)
-    assert torch.equal(found, expected.isfinite())
+    assert found.distance.dtype == dtype
+    assert torch.equal(found.distance, expected)
+    assert torch.equal(found.returned, expected.isfinite())
+    assert bool((found.distance > profile.distance)[found.returned].all())
 
 
 def test_each_magnitude_is_looked_at_once_in_batches_of_the_model(rays: tuple[Tensor, Tensor]) -> None:
     model, grid = Rugged(rows=8), torch.tensor(GRID)
     profile = boundary.probe(model, *rays, grid, search="scan")
-    back = walk(model, *rays, grid, profile)
     model.forwards = model.largest = 0
-    boundary.reentry(model, *rays, grid, profile)
+    found = boundary.reentry(model, *rays, grid, profile)
     first = torch.searchsorted(grid, profile.distance, right=True)
-    last = torch.where(back.isfinite(), torch.searchsorted(grid, back, right=True), len(grid))
+    last = torch.where(found.returned, torch.searchsorted(grid, found.distance, right=True), len(grid))
     assert model.forwards == int((last - first).sum()) + 1  # and one look at the shape of the logits
     assert model.largest == 8
 
@@ -214,14 +251,14 @@ def test_an_image_alone_gets_the_same(rays: tuple[Tensor, Tensor]) -> None:
     together = boundary.reentry(Rugged(), x, d, GRID, profile)
     for i in range(len(x)):
         alone = boundary.reentry(Rugged(rows=3), x[i : i + 1], d, GRID, profile.take(torch.tensor([i])))
-        assert torch.equal(alone[0], together[i])
+        assert torch.equal(alone.distance[0], together.distance[i])
 
 
 def test_mixed_precision_finds_the_same(rays: tuple[Tensor, Tensor]) -> None:
     profile = boundary.probe(Rugged(), *rays, GRID)
     expected = boundary.reentry(Rugged(), *rays, GRID, profile)
     found = boundary.reentry(Rugged(), *rays, GRID, profile, precision="mixed")
-    assert torch.equal(found, expected)
+    assert torch.equal(found.distance, expected.distance)
 
 
 def test_a_ray_through_a_ball_comes_out_on_the_other_side() -> None:
@@ -231,7 +268,8 @@ def test_a_ray_through_a_ball_comes_out_on_the_other_side() -> None:
     grid = [0.05 + 0.04 * i for i in range(18)]  # .05, .09, ..., .73: none on the ball
     profile = boundary.probe(ball, x, d, grid)
     found = boundary.reentry(ball, x, d, grid, profile)
-    assert found.tolist() == [[True, False, False]]
+    assert found.distance[0].tolist() == [pytest.approx(0.61), math.inf, math.inf]
+    assert found.returned.tolist() == [[True, False, False]]
 
 
 def test_a_half_space_is_never_left_again() -> None:
@@ -241,7 +279,7 @@ def test_a_half_space_is_never_left_again() -> None:
     d = 0.5 * d / d.abs().amax(1, keepdim=True)  # so that no pixel leaves [0, 1]
     profile = boundary.probe(model, x, d, GRID)
     assert profile.reached.float().mean() > 0.2
-    assert not boundary.reentry(model, x, d, GRID, profile).any()
+    assert not boundary.reentry(model, x, d, GRID, profile).returned.any()
 
 
 def test_a_crossing_at_the_last_magnitude_or_none_is_not_followed() -> None:
@@ -250,13 +288,13 @@ def test_a_crossing_at_the_last_magnitude_or_none_is_not_followed() -> None:
     profile = boundary.probe(model, x, d, [0.02, 0.1])
     assert profile.distance[0].tolist() == [pytest.approx(0.1), math.inf]
     found = boundary.reentry(model, x, d, [0.02, 0.1], profile)
-    assert found.tolist() == [[False, False]]
+    assert found.distance.tolist() == [[math.inf, math.inf]]
 
 
 def test_the_class_of_the_profile_is_what_counts(rays: tuple[Tensor, Tensor]) -> None:
     profile = boundary.probe(Rugged(), *rays, GRID)
     elsewhere = replace(profile, center=torch.full_like(profile.center, 99))
-    assert not boundary.reentry(Rugged(), *rays, GRID, elsewhere).any()
+    assert not boundary.reentry(Rugged(), *rays, GRID, elsewhere).returned.any()
 
 
 @pytest.mark.parametrize(
@@ -283,8 +321,8 @@ def test_a_gpu_finds_the_same_reentry(rays: tuple[Tensor, Tensor], cuda: torch.d
     profile = boundary.probe(Rugged(), *rays, GRID)
     here = boundary.reentry(Rugged(), *rays, GRID, profile)
     there = boundary.reentry(Rugged().to(cuda), *rays, GRID, profile)
-    assert there.is_cuda
-    assert (there.cpu() == here).float().mean() > 0.98  # up to rounding at grid points
+    assert there.distance.is_cuda
+    assert (there.distance.cpu() == here.distance).float().mean() > 0.98  # up to rounding at grid points
 
 
 def slow(model: nn.Module, x: Tensor, first: Tensor, second: Tensor, reach: float, size: int) -> int:
@@ -425,11 +463,10 @@ def test_geometry_is_its_three_parts(x: Tensor, negate: bool) -> None:
     triple = boundary.triple_points(Rugged(), x, d[:9], reach=SHORT[-1], pairs=4, generator=generator(2))
     assert torch.equal(found.triple, triple)
     again = boundary.reentry(Rugged(), x, d, SHORT, profile)
-    assert torch.equal(found.returned, again[:, :9])
+    assert torch.equal(found.returned, again.returned[:, :9])
     assert torch.equal(found.reached, profile.reached[:, :9])
-    every = torch.full(profile.reached.shape, torch.nan, dtype=torch.float64)
-    every[profile.reached] = boundary.normals(Rugged(), x, d, profile)
-    torch.testing.assert_close(found.angle, every[:, :9], equal_nan=True)
+    normals = boundary.normals(Rugged(), x, d, profile, rays=found.reached.nonzero())
+    torch.testing.assert_close(found.angle[found.reached], normals.angle)
     assert torch.equal(found.angle.isfinite(), found.reached)
     assert 0 < found.returned.sum() < found.reached.sum() < found.reached.numel()
     assert (found.angle.dtype, found.triple.dtype) == (torch.float64, torch.int64)

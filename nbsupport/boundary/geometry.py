@@ -1,5 +1,6 @@
 """How the boundary looks: its normals where rays cross it, where rays come back, and planes through an image."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,22 +85,41 @@ def geometry(
     checks.count(rays, name="rays")
     entries = profile.distance[:, :rays], profile.adjacent[:, :rays], profile.reached[:, :rays]
     near, along = Profile(profile.center, *entries), directions[:rays]
-    returned = reentry(model, x, along, magnitudes, near)
+    returned = reentry(model, x, along, magnitudes, near).returned
     reached = near.reached.to(returned.device)
     angle = torch.full(reached.shape, torch.nan, dtype=torch.float64, device=reached.device)
-    angle[reached] = normals(model, x, along, near)
+    angle[reached] = normals(model, x, along, near).angle
     orthogonal = directions[: len(directions) // 2] if negate else directions
     planes = min(pairs, len(orthogonal) * (len(orthogonal) - 1) // 2)
     triple = triple_points(model, x, orthogonal, reach=float(magnitudes[-1]), pairs=planes, generator=generator)
     return Geometry(triple, reached, returned, angle)
 
 
-def normals(model: nn.Module, x: Tensor, directions: Tensor, profile: Profile) -> Tensor:
-    """Return the angles between rays and the normals of the boundary at the crossings that `probe` found.
+@dataclass(frozen=True, eq=False)
+class Normals(Record):
+    """How the boundary stands at the crossings of R rays.
 
-    A normal points into the adjacent class: it is the gradient of Z_adjacent - Z_center at the crossing clip(x + t d),
-    t being the distance in the profile. Found by "refine" the point lies on the boundary up to the tolerance, by the
-    other searches up to one step of the grid beyond it: the normal is then that of the level set through that point.
+    Attributes
+    ----------
+    normal : Tensor (R, C*H*W) float32
+        Of unit L2 norm, pointing into the adjacent class; zero where the gradient vanishes.
+    angle : Tensor (R,) float64
+        Between normal and direction, in degrees: 0 where the ray crosses the boundary at a right angle, 90 where it
+        grazes it; NaN where the gradient vanishes.
+    """
+
+    normal: Tensor
+    angle: Tensor
+
+
+def normals(
+    model: nn.Module, x: Tensor, directions: Tensor, profile: Profile, *, rays: Tensor | None = None
+) -> Normals:
+    """Return the normals of the boundary at the crossings that `probe` found.
+
+    The normal is the gradient of Z_adjacent - Z_center at the crossing clip(x + t d), t being the distance in the
+    profile. Found by "refine" the point lies on the boundary up to the tolerance, by the other searches up to one
+    step of the grid beyond it: the normal is then that of the level set through that point.
 
     Parameters
     ----------
@@ -111,24 +131,27 @@ def normals(model: nn.Module, x: Tensor, directions: Tensor, profile: Profile) -
         As given to `probe`; of any length.
     profile : Profile
         What `probe` found there.
+    rays : Tensor (R, 2) int64, optional
+        The rays as (image, direction), each of which meets a boundary. None: all that do, in order; the result then
+        holds C*H*W numbers for each of them.
 
     Returns
     -------
-    Tensor (R,) float64
-        In degrees, of the R rays that meet a boundary, in order, on the model's device: 0 where the ray crosses at a
-        right angle to the boundary, 90 where it grazes it; NaN where the gradient vanishes.
+    Normals
+        On the model's device, one row a ray.
 
     Raises
     ------
     ValueError
-        As `probe`, for a profile of another number of images or directions, and for logits that are not finite or of
-        wrong shape.
+        As `probe`, for a profile of another number of images or directions, for rays that do not exist or meet no
+        boundary, and for logits that are not finite or of wrong shape.
     """
     check_probed(x, directions, profile)
     device = runtime.device_of(model, x)
     x, directions, profile = x.detach().to(device), directions.detach().to(device), profile.to(device)
-    image, direction = profile.reached.nonzero().T
+    image, direction = _crossings(profile, rays)
     rows = runtime.rows_per_batch(model, tuple(x.shape[1:]), device)
+    normal = torch.empty(len(image), directions.shape[1], device=device)
     angle = torch.empty(len(image), dtype=torch.float64, device=device)
     with runtime.frozen(model):
         for start in range(0, len(image), rows):
@@ -137,8 +160,36 @@ def normals(model: nn.Module, x: Tensor, directions: Tensor, profile: Profile) -
             step = profile.distance[i, k].float()[:, None] * directions[k]
             points = (x[i] + step.view(-1, *x.shape[1:])).clamp(0, 1)
             gradient = margin_gradient(model, points, profile.adjacent[i, k].long(), profile.center[i])
-            angle[part] = _degrees(gradient, directions[k])
-    return angle
+            normal[part], angle[part] = _unit(gradient), _degrees(gradient, directions[k])
+    return Normals(normal, angle)
+
+
+def _crossings(profile: Profile, rays: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the images and directions (R,) of `rays`, on the profile's device."""
+    if rays is None:
+        image, direction = profile.reached.nonzero().T
+        return image, direction
+    if not isinstance(rays, Tensor) or rays.dtype != torch.int64 or rays.ndim != 2 or rays.shape[1] != 2:
+        got = f"{rays.dtype} of shape {tuple(rays.shape)}" if isinstance(rays, Tensor) else type(rays).__name__
+        raise ValueError(f"expected rays as int64 pairs (image, direction) of shape (R, 2), got {got}")
+    image, direction = rays.to(profile.reached.device).T
+    for index, count, name in zip((image, direction), profile.reached.shape, ("images", "directions"), strict=True):
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= count):
+            raise ValueError(
+                f"expected rays of {count} {name}, from 0 to {count - 1}, got {int(index.min())} to {int(index.max())}"
+            )
+    if not bool(profile.reached[image, direction].all()):
+        raise ValueError(
+            "expected rays that meet a boundary, got some that do not; choose from profile.reached.nonzero()"
+        )
+    return image, direction
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Return `gradient` (R, D) with rows of L2 norm 1, zeros where they are zero."""
+    largest = gradient.abs().amax(1, keepdim=True)  # first, so that squares of small gradients do not underflow
+    scaled = torch.where(largest > 0, gradient / largest, 0.0)
+    return torch.nn.functional.normalize(scaled, dim=1)
 
 
 def _degrees(a: Tensor, b: Tensor) -> Tensor:
@@ -146,6 +197,23 @@ def _degrees(a: Tensor, b: Tensor) -> Tensor:
     a, b = (v.double() / v.double().norm(dim=1, keepdim=True) for v in (a, b))
     # Exact near 0 and 180 degrees, where the arc cosine loses half of the digits.
     return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Reentry(Record):
+    """Where K rays of N images come back to the class of their image.
+
+    Attributes
+    ----------
+    distance : Tensor (N, K), dtype of the magnitudes
+        The first magnitude beyond the first crossing at which the class is the image's own again, [0, 1] units; inf
+        where it never is up to the last magnitude, and where there is no first crossing.
+    returned : Tensor (N, K) bool
+        Whether it ever is.
+    """
+
+    distance: Tensor
+    returned: Tensor
 
 
 def reentry(
@@ -156,8 +224,8 @@ def reentry(
     profile: Profile,
     *,
     precision: str = "float32",
-) -> Tensor:
-    """Return whether each ray comes back to the class of its image after its first crossing.
+) -> Reentry:
+    """Return where each ray comes back to the class of its image after its first crossing.
 
     The grid is visited in order from the first crossing on. A class that is left and met again between two
     magnitudes is not seen. Memory does not depend on the number of images, apart from arguments and result.
@@ -173,8 +241,8 @@ def reentry(
 
     Returns
     -------
-    Tensor (N, K) bool
-        On the model's device. False where there is no first crossing.
+    Reentry
+        On the model's device.
 
     Raises
     ------
@@ -184,7 +252,7 @@ def reentry(
     check_probed(x, directions, profile)
     device = runtime.device_of(model, x)
     positions, profile = grid(magnitudes).to(device), profile.to(device)
-    returned = torch.zeros_like(profile.reached).flatten()
+    distance = torch.full_like(profile.distance, math.inf, dtype=positions.dtype).flatten()
     passed = torch.searchsorted(positions, profile.distance.to(positions.dtype).flatten(), right=True)
     walking = (passed < len(positions)).nonzero().squeeze(1)  # inf: beyond the grid
     with runtime.frozen(model):
@@ -192,8 +260,9 @@ def reentry(
         rays = Rays(label, len(directions), profile.center, walking, returning=True)
         march = March(rays, positions, first=passed[walking])
         rays.run(march)
-    returned[walking] = march.values[march.high].isfinite()
-    return returned.view(profile.reached.shape)
+    distance[walking] = march.values[march.high]
+    distance = distance.view(profile.distance.shape)
+    return Reentry(distance, distance.isfinite())
 
 
 def triple_points(
