@@ -36,7 +36,8 @@ DEFENCES = ("point", "vote", "detector", "vote + detector")
 TARGETS = (0.05, 0.5)  # false positive rates that thresholds are calibrated to; the first one flags images
 _WARNINGS = ["model", "attack", "indicator", "share", "n", "what_to_do"]
 _MISSED = 0.05  # share of the images on which only attacks that do not know the defence succeed; above it we warn
-_SHARES = (1.0, 0.75, 1.5)  # budgets of attacks, in budgets of the image
+_SHARES = (1.0, 1.25, 1.5)  # budgets of `selective`, in budgets of the image
+_LENGTHS = (0.75, 1.25, 1.5)  # of OPTMARGIN's perturbation, shortened or stretched
 _BUDGETS = (0.5, 2.0)  # of PGD, in budgets of the run
 
 Kernel = Callable[..., Attack]
@@ -607,7 +608,7 @@ def tried(
     """
     parts = [(name, True, *transferred(given, attack)) for name, attack in attacked.items()]
     rows, attack = transferred(given, attacked["OPTMARGIN"])
-    for share in (share for share in _SHARES if share != 1):
+    for share in _LENGTHS:
         x = given.x[rows]
         x_adv = (x + share * (attack.x_adv - x)).clamp(0, 1)
         moved = replace(attack, x_adv=x_adv, rms=(x_adv - x).square().flatten(1).mean(1).sqrt())

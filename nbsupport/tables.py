@@ -69,7 +69,7 @@ IMAGES = {  # the columns of images.csv, and what they hold
     "detector_threshold": "the score from which it flags, at 5 % false positives",
     "converged": "the search was no longer gaining when it ended, nor was its constant at a bound",
 }
-_BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of `evasion_cost`
+_BUDGETS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of `evasion_cost`
 _KINDS = {
     "Int64": ("index", "y", "point", "vote", "votes_for_true", "detector_part"),
     "boolean": ("correct", "success", "abstain", "converged"),

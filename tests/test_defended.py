@@ -187,7 +187,7 @@ class TestTables:
     def test_cost_counts_the_nearest_version(self, attempts: list[Attempt], fixed: Defended) -> None:
         cost = tables.evasion_cost(attempts, {"normal": fixed})
         assert tuple(cost.columns) == tables.COST
-        assert cost.budgets.tolist() == 3 * [0.5, 0.75, 1.0, 1.5, 2.0]
+        assert cost.budgets.tolist() == 3 * [0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
         chosen = cost[cost.budgets.isin([0.5, 1.5])]
         rates = {(row.attacks, row.budgets): row.success_rate for row in chosen.itertuples()}
         assert rates == {
@@ -313,8 +313,8 @@ def test_mimics_have_their_rows_in_images(half: HalfSpace, given: Defended) -> N
 
 def test_optmargin_is_tried_with_other_budgets_too(given: Defended, optmargin: Attack) -> None:
     found = {name: (ignorant, each) for name, ignorant, _, each in suite.tried(given, {"OPTMARGIN": optmargin}, {})}
-    assert list(found) == ["OPTMARGIN", "OPTMARGIN-0.75", "OPTMARGIN-1.5"]
-    for name, share in (("OPTMARGIN-0.75", 0.75), ("OPTMARGIN-1.5", 1.5)):
+    assert list(found) == ["OPTMARGIN", "OPTMARGIN-0.75", "OPTMARGIN-1.25", "OPTMARGIN-1.5"]
+    for name, share in (("OPTMARGIN-0.75", 0.75), ("OPTMARGIN-1.25", 1.25), ("OPTMARGIN-1.5", 1.5)):
         ignorant, moved = found[name]
         assert ignorant
         assert torch.allclose(moved.x_adv, (given.x + share * (given.start - given.x)).clamp(0, 1))
