@@ -323,6 +323,13 @@ def test_a_folder_in_use_is_refused_and_marked(planned: Job, client: Any) -> Non
     assert point.error is not None
 
 
+@pytest.fixture
+def seen_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in `tmp_path`, with modules of the tests that worker processes find too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+
+
 @contextlib.contextmanager
 def worker_processes(count: int) -> Iterator[Any]:
     """Yield a client of a cluster of so many processes, which run real kernels."""
@@ -337,10 +344,10 @@ def worker_processes(count: int) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("seen_there")
 @pytest.mark.parametrize("dies", [False, True])
 def test_shards_are_shared_by_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -> None:
     """Equal to what one process computes, also where a worker dies in a shard; only what is missing is asked for."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     run = store.open_run(tmp_path / "run", dataset="digits", preset="smoke")
     x, rows = torch.ones(5, 1, 2, 2), torch.arange(5.0)
     given: dict[str, Any] = {"factor": torch.tensor(3.0), "seed": ("whose",), "shard": 2}
@@ -360,11 +367,10 @@ def test_shards_are_shared_by_the_workers(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("seen_there")
 def test_a_run_with_workers_to_spare_lets_all_compute_its_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     for module in (sweep, runner):
         monkeypatch.setattr(module, "STAGES", ("03_attacks",))
     cell = KEEP.replace("sums", "whose") + "print('kernel', os.getpid(), *kept.value[:, 0].int().tolist())"
@@ -401,12 +407,11 @@ if run.settings.n == 6 and not Path({there!r}, "mended").exists():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("seen_there")
 def test_a_killed_worker_and_a_failed_cell_cost_what_depends_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On two worker processes: the kernel of one run kills its worker once, and a cell of another raises."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     there, stages = str(tmp_path / "marks"), ("03_attacks", "04_region_classification")
     for module in (sweep, runner):
         monkeypatch.setattr(module, "STAGES", stages)
