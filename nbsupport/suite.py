@@ -545,27 +545,27 @@ def _at(name: str, share: float) -> str:
     return name if share == 1 else f"{name}-{share:g}"
 
 
-def judging(s: Settings, given: Defended, *, secret: bool) -> Callable[..., Judged]:
-    """Return `adaptive.judge` with the run's defences; `secret`: along other directions too, which no attack has seen.
+def judging(s: Settings, given: Defended, name: str) -> Callable[..., Judged]:
+    """Return `adaptive.judge` with the run's defences, for the images of the attack `name`.
 
-    Its points of the vote are to be drawn from another seed than the attack's.
+    Where the attack stepped on the detector's rays, the detector is asked along other directions too. The points of the
+    vote are to be drawn from another seed than the attack's.
     """
-    in_shape = tuple(given.x.shape[1:])
+    in_shape, secret = tuple(given.x.shape[1:]), None
     own = directions(s, in_shape)
-    half = len(own) // (1 + s.negate)
-    other = boundary.directions(
-        math.prod(in_shape), half, negate=s.negate, generator=runtime.seeded(s.seed, "secret directions")
-    )
+    attack, _ = adaptive_attacks(s, given).get(name, (None, {}))
+    if "directions" in getattr(attack, "keywords", {}):
+        half, random = len(own) // (1 + s.negate), runtime.seeded(s.seed, "secret directions")
+        secret = boundary.directions(math.prod(in_shape), half, negate=s.negate, generator=random)
     options: dict[str, Any] = {"radius": s.radius, "samples": s.samples, "precision": s.precision}
     options |= {"detectors": given.detectors, "magnitudes": s.magnitudes, "directions": own}
-    return partial(adaptive.judge, secret=other if secret else None, **options)
+    return partial(adaptive.judge, secret=secret, **options)
 
 
 def evaded(given: Defended, judged: Judged, rows: Tensor) -> dict[Evasion, Tensor]:
     """Return for each (defence, false-positive rate) on which images (n,) bool it was evaded; the rate is NaN for none.
 
-    `rows` (n,): which of the given images `judged` is about. A detector whose threshold is not known is left out. Where
-    it was asked along secret directions too, these defences are named after them.
+    `rows` (n,): which of the given images `judged` is about. A detector whose threshold is not known is left out.
     """
     y = given.y[rows]
     point, vote = judged.point != y, judged.vote != y
@@ -574,7 +574,7 @@ def evaded(given: Defended, judged: Judged, rows: Tensor) -> dict[Evasion, Tenso
     for rate, every in given.thresholds.items():
         threshold = every[rows]
         for name, score in scores.items():
-            if given.detectors and not threshold.isnan().any() and not bool(score[point | vote].isnan().any()):
+            if given.detectors and not threshold.isnan().any():
                 found[name, rate] = point & (score < threshold)
                 found[f"vote + {name}", rate] = vote & (score < threshold)
     return found

@@ -439,6 +439,8 @@ class TestJudge:
             expected = both.gather(0, fold[None])[0]
             assert torch.equal(scores.isnan(), ~wrong)
             assert torch.allclose(scores[wrong], expected[wrong])
+        unaware = adaptive.judge(wedge, x, y, fold=fold, detectors=judges, directions=many, **options)
+        assert torch.equal(unaware.secret[wrong], said.score[wrong])
 
     def test_without_a_detector_there_is_no_score(self, wedge: Wedge, directions: Tensor) -> None:
         x = grey(3)

@@ -22,7 +22,7 @@ class Judged(Record):
         The classes of the model and of the vote.
     score, secret : Tensor (N,) float64
         The probability of "adversarial" by the detector that judges the image, along its own directions and along
-        others that the attack could not know; NaN where it was not asked.
+        some that the attack did not know; NaN where it was not asked.
     """
 
     point: Tensor
@@ -64,7 +64,7 @@ def judge(
     detectors
         None where the detector is not to be asked.
     directions, secret : (K, D), magnitudes : (M,)
-        Of the detector's profiles; `secret` None: not asked along others.
+        Of the detector's profiles; `secret` None: the attack did not know `directions`, they are secret already.
     generator : torch.Generator, optional
         A CPU generator of the points of the vote; None: torch's global one.
 
@@ -80,11 +80,11 @@ def judge(
     label, of_fold = y.to(point.device), fold.to(point.device)
     asked = ((point != label) | (vote != label)).nonzero().squeeze(1)
     scores = torch.full((2, len(x)), torch.nan, dtype=torch.float64, device=point.device)
-    along = [] if not detectors or not len(asked) else [directions] if secret is None else [directions, secret]
-    for row, each in zip(scores, along, strict=False):
+    along = [directions] if secret is None else [directions, secret]
+    for row, each in zip(scores, along if detectors and len(asked) else [], strict=False):
         profile = boundary.probe(model, x.to(point.device)[asked], each, magnitudes, precision=precision)
         for number, detector in enumerate(detectors):
             own = of_fold[asked] == number
             if own.any():
                 row[asked[own]] = detector.score(profile.take(own).to("cpu")).to(row)
-    return Judged(point, vote, *scores)
+    return Judged(point, vote, scores[0], scores[0] if secret is None else scores[1])

@@ -129,9 +129,9 @@ def passes(s: Settings, sizes: Sizes) -> dict[str, defaultdict[str, float]]:
         cost = len(offsets) + 10
         adapting["OPTMARGIN"] += judged * min(s.ddn_steps, max(1, s.adaptive_passes // cost)) * cost
     adapting["mimic"] += 6 * judged * s.adaptive_passes
-    ignorant, aware = len(plans[0]) + 2, 3 + 3 + 6
+    ignorant, aware, informed = len(plans[0]) + 3, 3 + 3 + 6, 6  # informed: of the detector's rays
     adapting["vote"] += judged * ((ignorant + aware) * s.samples * _POINTS + 64 * aware)
-    adapting["ray"] += judged * looks * (_FOOLED * (ignorant + 2 * aware) + 1)
+    adapting["ray"] += judged * looks * (_FOOLED * (ignorant + aware + informed) + 1)
     return found
 
 

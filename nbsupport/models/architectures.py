@@ -114,8 +114,8 @@ class ResNet20(nn.Sequential):
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 (option A).
     """
 
-    # Passes a second in bfloat16, two threads with amx_bf16: 6,300 forward, 1,700 with a backward pass; with batches of 32
-    # images 4,500 and 1,400. In float32 no batch of 16 to 512 is faster than another by more than the noise.
+    # Images a second in bfloat16, two threads with amx_bf16: 6,300 forward, 1,700 with a backward pass; in batches of
+    # 32, 4,500 and 1,400. In float32 batches of 16 to 512 are alike.
     batch_rows: ClassVar[dict[str, int]] = {"cpu": 128}
     channels_last = True
 
