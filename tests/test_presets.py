@@ -29,10 +29,10 @@ def test_every_preset_of_every_data_set_builds(dataset, preset):
 SLOW = [
     f"claim 1 cannot hold for {name}: {{}} images, 73 are needed" for name in ("OPTMARGIN-adam", "OPTMARGIN-authors")
 ]
-OPEN = {  # the published search takes minutes an image on CIFAR-10, and one on MNIST
+OPEN = {  # the published search takes a third of a minute an image on CIFAR-10
     "digits": [line.format(36) for line in SLOW],
     "mnist": [f"pgd model: {line.format(35)}" for line in SLOW],
-    "cifar10": ["no verdict on OPTMARGIN-adam, OPTMARGIN-authors: 5 images, 30 are needed"],
+    "cifar10": ["no verdict on OPTMARGIN-adam, OPTMARGIN-authors: 3 images, 30 are needed"],
 }
 
 

@@ -16,7 +16,7 @@ from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import ByName, Floats, Names, Values
 
 _PER_CLASS = 16  # images in a row of `montage`
-_SHOWN, _MAGNIFY = 4, 3.0  # images of a variant, and how many times their difference is drawn
+_SHOWN = 4  # images of a variant
 _PARTS = dict(zip(("training", "test"), style.PAIR, strict=True))
 
 
@@ -44,6 +44,12 @@ def as_picture(image: Floats) -> Floats:
 def difference_tile(x: Floats, x_adv: Floats, magnify: float, caption: str = "") -> Tile:
     """Return `magnify * (x_adv - x)`, clipped to [-1, 1], as a picture with no change in the middle of the scale."""
     return Tile(as_picture(0.5 + 0.5 * np.clip(magnify * (x_adv - x), -1, 1)), caption, difference=True)
+
+
+def magnification(largest: float) -> float:
+    """Return the largest of 1, 2, 5, 10, ... that keeps a change of `largest` in the scale; 1 where nothing changed."""
+    steps = [m * 10.0**e for e in range(4) for m in (1, 2, 5)]
+    return max((step for step in steps if 0 < step * largest <= 1), default=1.0)
 
 
 @style.house_style()
@@ -246,7 +252,7 @@ def variants_side_by_side(
 ) -> Figure:
     """Return the variants of one attack under the same originals: images on the left, differences on the right.
 
-    The first four images are drawn, and three times their differences, clipped to [-1, 1].
+    The first four images are drawn, and their differences so many times that twice the largest RMS fits the scale.
 
     Parameters
     ----------
@@ -268,17 +274,19 @@ def variants_side_by_side(
     originals, first, results = _checked(x, variants, before, after, classes)
     some = range(min(_SHOWN, len(originals)))
     rows = [("original", [_tile(originals[i], first[i]) for i in some])]
+    lengths = {name: arrays.rms(x_adv, originals) for name, (x_adv, _) in results.items()}
+    magnify = magnification(2 * max(float(rms[list(some)].max()) for rms in lengths.values()))
     for name, (x_adv, found) in results.items():
-        mean = intervals.mean(arrays.rms(x_adv, originals) * pixel_max, bounds=(0, pixel_max))
+        mean = intervals.mean(lengths[name] * pixel_max, bounds=(0, pixel_max))
         text = f"{name}\nmean RMS {mean.value:.3g}\n[{max(mean.low, 0):.3g}, {mean.high:.3g}], n={mean.n}"
         if region_accuracy is not None and name in region_accuracy:
             rate = region_accuracy[name]
             text += f"\nregion accuracy\n{style.percent(rate)}, n={rate.n}"
         tiles = [_result(x_adv[i], found[i], first[i]) for i in some]
-        rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], _MAGNIFY) for i in some]))
+        rows.append((text, tiles + [difference_tile(originals[i], x_adv[i], magnify) for i in some]))
     colours = " (red: brighter)" if originals.shape[1] == 1 else ""
     title = "Does the variant of the authors go further than the equations, and is it harder to vote back?\n"
-    title += f"Above each image: the model's label (grey: unchanged); right: the difference x {_MAGNIFY:g}{colours}\n"
+    title += f"Above each image: the model's label (grey: unchanged); right: the difference x {magnify:g}{colours}\n"
     title += f"RMS ({style.unit(pixel_max)}) and accuracy with 95 % intervals"
     return _tile_figure(rows, title=title, margin=1.75, split=len(some))
 

@@ -17,7 +17,7 @@ from nbsupport import checks
 from nbsupport.boundary import Profile
 from nbsupport.plots import arrays, style
 from nbsupport.plots.arrays import Floats, Names, Values
-from nbsupport.plots.images import Tile, as_picture, difference_tile
+from nbsupport.plots.images import Tile, as_picture, difference_tile, magnification
 
 _CLASSES = 12  # shown in the vote, at most
 _COLUMNS = 6  # of the legend of the rays
@@ -371,15 +371,9 @@ def _images(axes: Sequence[Axes], versions: Mapping[str, Version], classes: Name
         says = "" if version.label is None else f"\nsays {_short(classes[version.label])}"
         _picture(ax, Tile(as_picture(pictures[-1]), f"{name}{says}"))
     x, x_adv = pictures
-    magnify = _magnification(float(np.abs(x_adv - x).max()))
+    magnify = magnification(float(np.abs(x_adv - x).max()))
     caption = f"difference x {magnify:g}\nRMS {float(arrays.rms(x_adv, x)) * pixel_max:.4g}"
     _picture(axes[2], difference_tile(x, x_adv, magnify, caption))
-
-
-def _magnification(largest: float) -> float:
-    """Return the largest of 1, 2, 5, 10, ... that keeps a change of `largest` in the scale; 1 where nothing changed."""
-    steps = [m * 10.0**e for e in range(4) for m in (1, 2, 5)]
-    return max((step for step in steps if 0 < step * largest <= 1), default=1.0)
 
 
 def _votes(ax: Axes, counts: Mapping[str, Tensor], versions: Mapping[str, Version], classes: Names) -> None:
