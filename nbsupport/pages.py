@@ -44,7 +44,7 @@ def write(run: Run, target: Path, echo: Callable[[str], object] = print) -> None
     stages = list(manifest.read(run.dir)["stages"])
     if not stages:
         raise MissingInput(f"the run in {run.dir} has finished no stage yet; run\n  {run.command}")
-    put = partial(_put, target, f"{run.settings.dataset}, {run.settings.preset}")
+    put = partial(_put, target, report.about(run))
     tables, figures = (report.stored(run.dir, kind) for kind in (".csv", ".png"))
     for stage in stages:
         put(f"{stage}.html", stage, _chapter(run.path("notebooks", f"{stage}.ipynb")))

@@ -50,6 +50,7 @@ def test_every_table_is_there_but_those_of_images(smoke: Run, exported: Path) ->
     body = text.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
     assert len(body) == len(pd.read_csv(smoke.path("tables", "attacks.csv")))
     assert "\\toprule" in text
+    assert text.startswith("% digits, smoke")
 
 
 def test_a_cell_of_latex_has_the_interval_and_no_bare_sign() -> None:

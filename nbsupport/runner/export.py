@@ -17,7 +17,8 @@ def export(run: Run, target: Path, echo: Callable[[str], object] = print) -> Non
     """Write what `run` has stored to the folder `target`, where files of the same names are replaced.
 
     - `tables/NAME.tex`: each table with booktabs, rates with their interval in one cell, and published numbers (see
-      `report.referenced`); of tables with one row an image there is the CSV file of the run.
+      `report.referenced`); a comment says which data and settings they are of. Of tables with one row an image there
+      is the CSV file of the run.
     - `examples/MODEL-ATTACK.npz`: `index` (position in the test set), `y`, `x` and `x_adv` (N, C, H, W) float32 in
       [0, 1], `success`, `correct`, `rms`, of all images that the attack was given.
     - `examples/MODEL-ATTACK/INDEX.png`: the successful ones, rounded to 8 bits, as which some may be classified
@@ -34,7 +35,8 @@ def export(run: Run, target: Path, echo: Callable[[str], object] = print) -> Non
     told = {"tables": 0, "npz": 0, "png": 0}
     for name, stage in report.stored(run.dir, ".csv").items():
         if not name.startswith("images"):
-            files.write_text(target / "tables" / f"{name}.tex", tables.latex(report.referenced(run, name, stage)))
+            text = tables.latex(report.referenced(run, name, stage))
+            files.write_text(target / "tables" / f"{name}.tex", f"% {report.about(run)}\n{text}")
             told["tables"] += 1
     for model, name in run.stored("attacks"):
         kept, stem = f"attacks/{model}/{name}", target / "examples" / f"{model}-{name}"

@@ -39,6 +39,12 @@ _LINES = {  # of the events that are told at once, also on a terminal
 }
 
 
+def about(run: Run) -> str:
+    """Return the data set, the preset and what differs from it, such as "mnist, standard, with seed=1"."""
+    changed = ", ".join(f"{name}={value}" for name, value in manifest.overrides(run.settings).items())
+    return f"{run.settings.dataset}, {run.settings.preset}" + (f", with {changed}" if changed else "")
+
+
 # How far it has come
 
 
@@ -48,10 +54,9 @@ def status(run: Run) -> str:
     last = entries[-1] if entries else {}
     living = user or (last.get("host") == socket.gethostname() and files.alive(last["pid"]))
     active = last.get("stage") if living and last.get("event") not in ("finished", "failed") else None
-    changed = ", ".join(f"{name}={value}" for name, value in manifest.overrides(run.settings).items())
     lines = [
         f"run folder  {run.dir}",
-        f"settings    {run.settings.dataset}, {run.settings.preset}" + (f", with {changed}" if changed else ""),
+        f"settings    {about(run)}",
         f"device      {contents.get('device')}",
         f"in use by   {user or 'nobody'}",
     ]
