@@ -441,6 +441,7 @@ class TestJudge:
             assert torch.allclose(scores[wrong], expected[wrong])
         unaware = adaptive.judge(wedge, x, y, fold=fold, detectors=judges, directions=many, **options)
         assert torch.equal(unaware.secret[wrong], said.score[wrong])
+        assert unaware.secret.data_ptr() != unaware.score.data_ptr()  # such a pair could not be stored
 
     def test_without_a_detector_there_is_no_score(self, wedge: Wedge, directions: Tensor) -> None:
         x = grey(3)

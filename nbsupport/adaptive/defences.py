@@ -87,4 +87,5 @@ def judge(
             own = of_fold[asked] == number
             if own.any():
                 row[asked[own]] = detector.score(profile.take(own).to("cpu")).to(row)
-    return Judged(point, vote, scores[0], scores[0] if secret is None else scores[1])
+    # A copy: what is stored shares no memory.
+    return Judged(point, vote, scores[0], scores[0].clone() if secret is None else scores[1])
