@@ -454,6 +454,17 @@ def test_optmargin_repeats_when_the_input_moves_by_a_rounding(name, digits, digi
     torch.testing.assert_close(alone, rms[0, :2], rtol=0.01, atol=0)
 
 
+def test_what_a_search_finds_on_an_even_ground_does_not_hang_on_the_last_bit():
+    """Of the equal pixels that max-pooling meets there, rounding alone would say which one is moved."""
+    sums = HalfSpace(torch.ones(4), 1.0)  # of the largest pixel of each quarter: .8 before the attack
+    ground = torch.full((1, 1, 8, 8), 0.2)
+    moved = torch.cat([ground] + [ground + 1e-7 * torch.randn(ground.shape, generator=seeded(i)) for i in range(3)])
+    model = nn.Sequential(nn.MaxPool2d(4), sums)
+    result = attacks.ddn_l2(model, moved, predicted(model, moved), steps=10)
+    assert result.success.all()
+    torch.testing.assert_close(result.x_adv[1:], result.x_adv[:1].expand(3, -1, -1, -1), rtol=0, atol=1e-4)
+
+
 @each(EVERY)
 def test_every_pass_is_counted_and_the_batch_is_bounded(attack):
     torch.manual_seed(0)
