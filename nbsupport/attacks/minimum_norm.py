@@ -412,8 +412,8 @@ class NormSearch(Search):
         x = state["x"]
         numbers = {"norm": self.init_norm, "best_l2": torch.inf, "last_best": torch.inf}
         state |= {name: x.new_full((len(x),), number) for name, number in numbers.items()}
-        greyer = (0.5 - x) * self.uneven  # never out of [0, 1], and no two pixels stay equal
-        state["delta"] = per_image(_OFF * self.init_norm / length(greyer)) * greyer
+        greyer = (0.5 - x) * self.uneven  # no two pixels stay equal
+        state["delta"] = (x + per_image(_OFF * self.init_norm / length(greyer)) * greyer).clamp(0, 1) - x
         state["square"] = torch.zeros_like(x)
         state |= {name: torch.zeros_like(state["done"]) for name in ("flipped", "leaping")}
         state["iteration"] = torch.zeros_like(state["index"])
