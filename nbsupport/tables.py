@@ -594,6 +594,28 @@ def geometry(found: Mapping[Keys, Geometry]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*GEOMETRY])
 
 
+def by_labels(
+    profiles: Mapping[Keys, Profile], positions: Tensors, attacked: Results, *, pixel_max: float
+) -> pd.DataFrame:
+    """Return how far off the nearest crossing of a benign image's rays is, beside its OPTBRITTLE: one row a model.
+
+    The rays ask for classes alone, OPTBRITTLE for gradients. Over the `n` probed images on which that succeeded:
+    `reached`, the share with a crossing within the grid (Wilson's 95 % interval), and medians of both lengths and of
+    their ratio, infinite where half of the images have no crossing.
+    """
+    rows = []
+    for (model, name), profile in profiles.items():
+        if name == BENIGN:
+            attack, index = attacked[model, "OPTBRITTLE"], positions[model, name]
+            known = (index < len(attack)).nonzero().squeeze(1)
+            known = known[attack.success[index[known]]]
+            ray, rms = profile.distance[known].amin(1).numpy(), attack.rms[index[known]].numpy()
+            medians = [float(np.median(each)) if len(known) else math.nan for each in (ray, rms, ray / rms)]
+            lengths = (pixel_max * medians[0], pixel_max * medians[1], medians[2])
+            rows.append((model, len(known), *_cells(share(torch.from_numpy(np.isfinite(ray)))), *lengths))
+    return pd.DataFrame(rows, columns=["model", "n", *_with_interval("reached"), "nearest_ray", "OPTBRITTLE", "ratio"])
+
+
 def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:
     """Return one row a set of examples, columns `AUDIT`.
 

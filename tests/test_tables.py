@@ -582,6 +582,26 @@ def test_with_few_classes_all_three_purities_are_there(num_classes):
     assert [got[f"purity_{j}"] for j in (1, 2, 3)] == [1, 1, 1]
 
 
+def test_the_nearest_ray_stands_beside_the_attack_with_gradients_on_the_same_image():
+    result = attack([1, 1, 0, 1, 1], [1, 1, 1, 1, 1])  # rms 0, .1, .2, .6, .9
+    distance = profile([[0.3, 0.2], [INF, INF], [0.9, 1.2], [INF, 1.8], [0.1, 0.1]])
+    # The image 2 was not fooled by OPTBRITTLE, and 7 was never given to it.
+    index = torch.tensor([1, 4, 2, 3, 7])
+    found, place = {("pgd", "benign"): distance, ("pgd", "PGD"): distance}, {("pgd", "benign"): index}
+    row = only(tables.by_labels(found, place, {("pgd", "OPTBRITTLE"): result}, pixel_max=10.0))
+    reached = wilson(2, 3)
+    assert row == {
+        "model": "pgd",
+        "n": 3,
+        "reached": reached.value,
+        "reached_low": reached.low,
+        "reached_high": reached.high,
+        "nearest_ray": pytest.approx(18),  # of .2, inf and 1.8
+        "OPTBRITTLE": pytest.approx(6),  # of .1, .9 and .6
+        "ratio": pytest.approx(3),  # of 2, inf and 3
+    }
+
+
 def geometry_row(triple, **changes):
     entries = {
         "reached": bools(*[[1, 1, 0], [1, 1, 1], [0, 0, 0]]),
