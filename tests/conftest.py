@@ -19,6 +19,13 @@ from nbsupport.store import Run
 MNIST_FILES = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker (`-n 2 --dist loadgroup`) the tests that read the smoke run, and those of a file."""
+    for item in items:
+        reads = {"smoke", "planned"} & {*getattr(item, "fixturenames", ())}
+        item.add_marker(pytest.mark.xdist_group("smoke" if reads else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder that NBSUPPORT_DATA names; skips where there is none."""

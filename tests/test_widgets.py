@@ -321,7 +321,7 @@ def test_a_change_is_drawn_once_and_from_memory(copy: Path, monkeypatch: pytest.
     monkeypatch.setattr(base, "png", counting)
     # A change of the attack also moves the slider and the number, whose own events must not draw again.
     another = 1 + explorer.by["image"].value % explorer.by["image"].max
-    changes: list[dict[str, Any]] = [{"image": another}, {"attack": "FGSM"}, {"filter": "all"}, {"class": 3}]
+    changes: list[dict[str, Any]] = [{"image": another}, {"attack": "FGSM"}, {"filter": "largest"}, {"class": 3}]
     for count, change in enumerate(changes, 2):
         explorer(**change)
         assert len(drawn) == count
