@@ -620,12 +620,13 @@ def test_views_are_orthogonal_of_exact_size_and_end_with_zero():
 
 
 @each(MINIMUM_NORM)
-def test_mixed_precision_accepts_only_what_float32_confirms(attack):
-    model, x = small_cnn(), torch.rand(16, *SHAPE, generator=seeded())
-    y = predicted(model, x)
-    exact, mixed = attack(model, x, y), attack(model, x, y, precision="mixed")
+def test_mixed_precision_accepts_only_what_float32_confirms(attack, plain, digits):
+    # A trained network: around noise on one that nobody trained, a rounding decides which boundary is found.
+    x = digits.x[:32]
+    y = predicted(plain, x)
+    exact, mixed = attack(plain, x, y), attack(plain, x, y, precision="mixed")
     assert torch.equal(mixed.success, exact.success)
-    assert (predicted(model, mixed.x_adv) != y)[mixed.success].all()
+    assert (predicted(plain, mixed.x_adv) != y)[mixed.success].all()
     assert mixed.rms.mean().item() == pytest.approx(exact.rms.mean().item(), rel=0.01)
 
 
@@ -644,20 +645,19 @@ class Coarse(nn.Module):
 
 
 @each(EVERY)
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_images_that_bfloat16_does_not_resolve_are_searched_in_float32(attack, offset, monkeypatch):
-    model, x = Coarse(offset), torch.rand(16, *SHAPE, generator=seeded())
+def test_images_that_bfloat16_does_not_resolve_are_searched_in_float32(attack, monkeypatch):
+    model, x = Coarse(100.0), torch.rand(16, *SHAPE, generator=seeded())
     y = predicted(model, x)
     exact, mixed = attack(model, x, y), attack(model, x, y, precision="mixed")
     assert torch.equal(mixed.success, exact.success)
     assert mixed.rms.mean().item() == pytest.approx(exact.rms.mean().item(), rel=0.01)
     if attack in (FIXED["fgsm"], MINIMUM_NORM["cw"]):  # always in float32
         assert model.reduced == 0
-    elif offset:
+    else:
         assert model.reduced == 16  # one look, to find out
         torch.testing.assert_close(mixed.x_adv, exact.x_adv)
         assert (mixed.forwards - exact.forwards).tolist() == [2] * 16
-    if offset and attack in MINIMUM_NORM.values() and attack is not MINIMUM_NORM["cw"]:
+    if attack in MINIMUM_NORM.values() and attack is not MINIMUM_NORM["cw"]:
         monkeypatch.setattr(Objective, "resolved", lambda self, x, label, error: torch.ones_like(label).bool())
         trusting = attack(model, x, y, precision="mixed")  # the model is as coarse as it is meant to be
         assert trusting.success.sum() < 16 or trusting.rms.mean() > 1.05 * exact.rms.mean()
