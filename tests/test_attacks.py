@@ -4,6 +4,7 @@ import math
 
 import makes
 import pytest
+import rugged
 import torch
 from torch import nn
 
@@ -152,6 +153,15 @@ def test_least_norms_are_exact_where_pixels_are_held_at_their_limits(make):
     assert result.success.all()
     assert (found >= exact - 1e-4).all()
     assert (found <= 1.01 * exact).all()
+
+
+def test_more_steps_find_nearer_images():
+    model, x = rugged.Rugged(rows=64), rugged.images(60)
+    y = predicted(model, x)
+    found = [attacks.ddn_l2(model, x, y, steps=steps) for steps in (50, 100, 200, 400, 1000)]
+    assert all(one.success.all() for one in found)
+    means = [float(one.rms.mean()) for one in found]
+    assert means == sorted(means, reverse=True)
 
 
 @pytest.mark.parametrize("make", [half_space, ball, wedge])
