@@ -600,7 +600,7 @@ def by_labels(
     """Return how far off the nearest crossing of a benign image's rays is, beside its OPTBRITTLE: one row a model.
 
     The rays ask for classes alone, OPTBRITTLE for gradients. Over the `n` probed images on which that succeeded:
-    `reached`, the share with a crossing within the grid (Wilson's 95 % interval), and medians of both lengths and of
+    `reached_share`, that with a crossing within the grid (Wilson's 95 % interval), and medians of both lengths and of
     their ratio, infinite where half of the images have no crossing.
     """
     rows = []
@@ -613,7 +613,8 @@ def by_labels(
             medians = [float(np.median(each)) if len(known) else math.nan for each in (ray, rms, ray / rms)]
             lengths = (pixel_max * medians[0], pixel_max * medians[1], medians[2])
             rows.append((model, len(known), *_cells(share(torch.from_numpy(np.isfinite(ray)))), *lengths))
-    return pd.DataFrame(rows, columns=["model", "n", *_with_interval("reached"), "nearest_ray", "OPTBRITTLE", "ratio"])
+    reached = ("reached_share", "reached_low", "reached_high")
+    return pd.DataFrame(rows, columns=["model", "n", *reached, "nearest_ray", "OPTBRITTLE", "ratio"])
 
 
 def audit(found: Mapping[Keys, Audit]) -> pd.DataFrame:

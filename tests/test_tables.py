@@ -593,7 +593,7 @@ def test_the_nearest_ray_stands_beside_the_attack_with_gradients_on_the_same_ima
     assert row == {
         "model": "pgd",
         "n": 3,
-        "reached": reached.value,
+        "reached_share": reached.value,
         "reached_low": reached.low,
         "reached_high": reached.high,
         "nearest_ray": pytest.approx(18),  # of .2, inf and 1.8
