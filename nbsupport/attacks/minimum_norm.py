@@ -353,7 +353,8 @@ _VIEWS = 0.02  # temperature of the soft maximum over views, in margins before t
 _FIRST_RIVALS, _RIVALS, _NARROW = 0.15, 0.03, 0.1
 # Starts and refinement are parts of the steps, all equally long: three parts, but four from 200 steps on and nine at
 # 1000. With three starts of a fifth each, as they were, RMS on two PGD-trained MNIST networks is 1 and 2 % larger at
-# 200 steps, 2 and 4 % at 1000, 9 and 10 % at 50; on six other networks up to 2 % larger and at most .3 % smaller.
+# 200 steps, 2 and 4 % at 1000, 10 and 12 % at 50 (at 100 6 % larger on one, 2 % smaller on the other); on six others
+# up to 2 % larger and at most .3 % smaller.
 _PARTS, _PER_PART = 3, 12.5  # at least so many parts, else the root of steps / `_PER_PART`
 _FEWEST = 50  # steps with which there are starts
 _STRIDE, _STARTS_STRIDE, _REFINING = 2.0, 1.0, 0.3  # first step, in norms of the perturbation
